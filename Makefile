@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+# No hub is needed for anything here, and a machine without a network must not wait for one.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: install quickstart test test-slow lint
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: install
+	$(BIN)/python search_spaces/prepare_quickstart.py quickstart
+	$(BIN)/rayft sweep search_spaces/quickstart.yaml
+
+test: install
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,224 @@
+"""The command line. Heavy imports are inside the commands: `rayft --help` and a typo's error must be instant."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rayft import __version__
+from rayft.config import SweepConfig
+from rayft.errors import InterruptedSweep, RayftError, UserError
+from rayft.sweep_file import load_sweep, locate
+
+if TYPE_CHECKING:
+    from rayft.sweep.run import Finished
+    from rayft.sweep.study import SweepStudy
+
+app = typer.Typer(
+    help="Finds the best way to fine-tune a pretrained model on your data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/NAME.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replaces a value of the file, such as search.trials=4."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster, such as auto or HOST:6379; this machine without it.")
+]
+
+
+@app.command()
+def sweep(
+    file: SweepPath,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; the file's without it.")] = None,
+    storage: Annotated[str | None, typer.Option(help="The folder that gets the run folder.")] = None,
+    address: Address = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many trials.")] = None,
+) -> None:
+    """Searches, and exports the best model to RUN/best."""
+    changes = list(overrides or [])
+    changes += [f"search.trials={trials}"] if trials is not None else []
+    changes += [f"storage={json.dumps(storage)}"] if storage is not None else []
+    config = load_sweep(file, changes)
+    from rayft.report.progress import Progress
+    from rayft.report.tables import output_console
+    from rayft.sweep.run import new_sweep
+
+    with _located(file), Progress(config, output_console()) as progress:
+        finished = new_sweep(config, _run_name(name or file.stem), address, progress)
+    _show(finished)
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="The new number of trials, all counted: extends a finished sweep.")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Goes on with a sweep that was cut off, or extends one that is done."""
+    from rayft.report.progress import Progress
+    from rayft.report.tables import output_console
+    from rayft.sweep.run import resume_sweep
+    from rayft.sweep.run_folder import RunFolder
+
+    folder = RunFolder.find(run)
+    with _located(folder.path / "sweep.yaml"), Progress(folder.config(), output_console()) as progress:
+        finished = resume_sweep(folder, trials, address, progress)
+    _show(finished)
+
+
+@app.command()
+def trials(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Lists the trials of a run, best first; also while it runs."""
+    from rayft.report.tables import output_console, trials_json, trials_table
+
+    config, study = _open_run(run)
+    records = study.records()
+    if as_json:
+        typer.echo(json.dumps(trials_json(records), indent=2))
+    else:
+        output_console().print(trials_table(records, config.search.metric, config.search.direction))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    trial: Annotated[int | None, typer.Option(min=0, help="The trial; the best one without it.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="The model folder; RUN/best, or RUN/export-TRIAL, without it.")
+    ] = None,
+) -> None:
+    """Writes a trial's model as a folder for transformers, and verifies it."""
+    from rayft.errors import Fault, RunError
+    from rayft.export.model_folder import export_model
+    from rayft.report.tables import output_console, winner_table
+    from rayft.sweep.study import leaders
+
+    config, study = _open_run(run)
+    records = {record.number: record for record in study.records()}
+    ranked = leaders(list(records.values()), config.search.direction, 1)
+    if trial is not None and trial not in records:
+        raise RunError([Fault(str(run), f"has trials 0 to {len(records) - 1}, but no trial {trial}", "--trial")])
+    if trial is None and not ranked:
+        raise RunError([Fault(str(run), "no trial has finished an epoch yet")])
+    is_winner = bool(ranked) and trial in (None, ranked[0].number)
+    chosen = ranked[0] if trial is None else records[trial]
+    folder = to or (run / "best" if is_winner else run / f"export-{chosen.number}")
+    best = export_model(config, run.resolve(), chosen, folder.resolve(), score_test=is_winner)
+    output_console().print(winner_table(best, folder))
+
+
+@app.command()
+def tensorboard(
+    run: RunPath, port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 6006
+) -> None:
+    """Opens TensorBoard on a run's trials, on this machine only."""
+    from rayft.sweep.run_folder import RunFolder
+
+    logdir = RunFolder.find(run).path / "trials"
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(logdir),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    os.execv(sys.executable, command)
+
+
+@app.command()
+def check(file: SweepPath, overrides: Overrides = None) -> None:
+    """Reads the data, maps the model's layers, and reports everything that can be wrong before a trial runs."""
+    config = load_sweep(file, overrides)
+    from rayft.report.check import print_check
+    from rayft.report.tables import output_console
+
+    with _located(file):
+        print_check(config, output_console())
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="The version, and no more.")] = False) -> None:
+    if version:
+        typer.echo(f"rayft {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The `rayft` program: maps errors to the exit statuses of the contract."""
+    try:
+        app()
+    except UserError as error:
+        faults = "\n".join(f"  {fault}" for fault in error.faults)
+        typer.echo(f"rayft: {len(error.faults)} fault{'s' * (len(error.faults) > 1)} in the input\n{faults}", err=True)
+        sys.exit(error.exit_status)
+    except InterruptedSweep as error:
+        typer.echo(f"\n{error}", err=True)
+        sys.exit(error.exit_status)
+    except RayftError as error:
+        typer.echo(f"rayft: {error}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; `rayft resume RUN` goes on with a run that has started", err=True)
+        sys.exit(InterruptedSweep.exit_status)
+
+
+@contextlib.contextmanager
+def _located(file: Path) -> Iterator[None]:
+    """Gives faults that were found late the sweep file and the line of their key."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(locate(file, error.faults)) from None
+
+
+def _open_run(run: Path) -> "tuple[SweepConfig, SweepStudy]":
+    from rayft.sweep.run_folder import RunFolder
+    from rayft.sweep.study import SweepStudy
+
+    folder = RunFolder.find(run)
+    config = folder.config()
+    return config, SweepStudy(config, config.search.study or folder.study_url)
+
+
+def _run_name(name: str) -> str:
+    from rayft.errors import Fault, RunError
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        rule = f"must be letters, digits, dots, hyphens and underscores, first a letter or digit, but got {name!r}"
+        raise RunError([Fault("--name", rule)])
+    return name
+
+
+def _show(finished: "Finished") -> None:
+    from rayft.report.tables import output_console, trials_table, winner_table
+
+    console, search = output_console(), finished.config.search
+    run = os.path.relpath(finished.run.path)
+    console.print(trials_table(finished.records, search.metric, search.direction))
+    console.print(winner_table(finished.best, Path(run) / "best"))
+    commands = [f"tensorboard {run}", f"trials {run}", f"resume {run} --trials {2 * search.trials}"]
+    console.print("next:  " + "\n       ".join(f"rayft {command}" for command in commands))
+
+
+if __name__ == "__main__":
+    main()

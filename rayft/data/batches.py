@@ -1,0 +1,107 @@
+"""Which rows train and are scored together, and the padded tensors of such a batch."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rayft.data.encode import EncodedSplit
+
+Indices = NDArray[np.int64]
+
+BATCHES_PER_BUCKET = 50
+"""Rows are sorted by length among this many batches: little padding, yet batches still mix the whole split."""
+
+
+def train_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """The global batches of one epoch: every row once, rows of similar length together, in random order.
+
+    A pure function of its arguments, so that every worker and every resumed trial sees the same batches.
+
+    Args:
+        lengths: Tokens of each row, of shape [rows].
+        batch_size: Rows per batch over all workers; the last batch may be smaller.
+        seed: The trial's seed.
+        epoch: The number of the epoch.
+
+    Returns:
+        The row indices of each batch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    full = len(order) - len(order) % batch_size
+    # The rows of the smaller last batch are set aside before sorting, or the longest would always be among them.
+    rest = order[full:]
+    batches = []
+    for start in range(0, full, BATCHES_PER_BUCKET * batch_size):
+        bucket = order[start : min(start + BATCHES_PER_BUCKET * batch_size, full)]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        batches += list(bucket.reshape(-1, batch_size))
+    shuffled = [batches[index] for index in generator.permutation(len(batches))]
+    return [*shuffled, rest] if len(rest) else shuffled
+
+
+def eval_batches(lengths: NDArray[np.int64], tokens_per_batch: int) -> list[Indices]:
+    """Batches for scoring: sorted by length, the longest first, as many rows as fit.
+
+    The longest go first so that a batch that doesn't fit into memory shows at once.
+
+    Args:
+        lengths: Tokens of each row, of shape [rows].
+        tokens_per_batch: At most this many tokens per batch, padding included, but always one row.
+
+    Returns:
+        The row indices of each batch; together every row once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        rows = max(1, tokens_per_batch // longest)
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def shard(indices: Indices, rank: int, world_size: int) -> Indices:
+    """One worker's share of a global batch; the shares differ by at most one row, and may be empty.
+
+    Strided, so that the long rows of a sorted batch are spread over the workers.
+    """
+    return indices[rank::world_size]
+
+
+def collate(split: EncodedSplit, indices: Indices, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """The model's inputs for some rows, padded on the right to the longest of them.
+
+    Args:
+        split: Where the rows are.
+        indices: Which rows; at least one.
+        pad_token_id: What fills input_ids.
+
+    Returns:
+        int64 tensors: input_ids, attention_mask and, if the tokenizer gives them, token_type_ids, all of shape
+        [rows, longest]; labels of shape [rows], if the split has any.
+    """
+    assert len(indices), "a batch without rows"
+    lengths = split.lengths[indices]
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    batch = {
+        "input_ids": _padded(split.input_ids, indices, mask, pad_token_id),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+    }
+    if split.has_token_type_ids:
+        batch["token_type_ids"] = _padded(split.token_type_ids, indices, mask, 0)
+    if split.labels is not None:
+        batch["labels"] = torch.from_numpy(split.labels[indices])
+    return batch
+
+
+def _padded(
+    row: Callable[[int], NDArray[np.integer]], indices: Indices, mask: NDArray[np.bool_], padding: int
+) -> torch.Tensor:
+    padded = np.full(mask.shape, padding, dtype=np.int64)
+    padded[mask] = np.concatenate([row(int(index)) for index in indices])
+    return torch.from_numpy(padded)

@@ -1,0 +1,71 @@
+"""The proof of an exported model: a clean process loads it and has to reach the score on record."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayft.errors import VerificationError
+
+TOLERANCE = 1e-3
+"""How far each validation metric may lie from the record: room for another device's rounding, not for other weights."""
+
+_SCRIPT = Path(__file__).with_name("score.py")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a clean process measured.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        metrics: All metrics by split.
+    """
+
+    device: str
+    metrics: dict[str, dict[str, float]]
+
+
+def verify_model(folder: Path, encoded: Path, recorded: Mapping[str, float], score_test: bool) -> Scores:
+    """Scores a model folder in a clean process and holds validation against the record.
+
+    Args:
+        folder: The model folder.
+        encoded: The run's encoded data, whose raw text is tokenised anew with the folder's own tokenizer.
+        recorded: The validation metrics that the search recorded for these weights.
+        score_test: Whether to score the test split as well, in the same process.
+
+    Raises:
+        VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the record.
+    """
+    scores = _score(folder, encoded, ("validation", "test") if score_test else ("validation",))
+    compare(scores.metrics["validation"], recorded)
+    return scores
+
+
+def compare(scored: Mapping[str, float], recorded: Mapping[str, float]) -> None:
+    """Holds the metrics of a clean process against those that the search recorded.
+
+    Raises:
+        VerificationError: One is further than `TOLERANCE` from the record, or isn't a number.
+    """
+    wrong = [name for name, value in recorded.items() if not abs(scored[name] - value) <= TOLERANCE]  # so NaN is wrong
+    if wrong:
+        found = "; ".join(f"{name} is {scored[name]:.6f}, but {recorded[name]:.6f} is on record" for name in wrong)
+        raise VerificationError(f"the exported model doesn't score on validation what the search recorded: {found}")
+
+
+def _score(folder: Path, encoded: Path, splits: tuple[str, ...]) -> Scores:
+    # -P keeps rayft's own folder off the path; -I would also hide packages that are installed for the user alone.
+    command = [sys.executable, "-P", str(_SCRIPT), str(folder.resolve()), str(encoded.resolve()), *splits]
+    # The folder has to be enough by itself, so the hub is out of reach.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        last = (process.stderr.strip() or f"exit status {process.returncode}").splitlines()[-1]
+        raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
+    result = json.loads(process.stdout.splitlines()[-1])
+    return Scores(device=result["device"], metrics=result["metrics"])

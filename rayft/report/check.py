@@ -1,0 +1,85 @@
+"""What `rayft check` shows: the data, the layer map and the search space, as a sweep would take them."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rayft.config import (
+    SOME_STRATEGIES_ONLY,
+    STRATEGY_HYPERPARAMETERS,
+    Categorical,
+    Domain,
+    StrategyName,
+    SweepConfig,
+    as_list,
+)
+from rayft.data.splits import Splits, load_splits
+from rayft.models.layers import LayerMap
+from rayft.models.load import load_tokenizer
+from rayft.report.tables import format_value
+from rayft.sweep.preflight import check_model
+
+
+def print_check(config: SweepConfig, console: Console) -> None:
+    """Checks a sweep without running it, and shows what it would work on.
+
+    Raises:
+        UserError: Something is wrong; with all faults of the data, or of the model.
+    """
+    splits = load_splits(config.data, config.search.seed)
+    load_tokenizer(config.model)
+    layers = check_model(config, len(splits.label_names))
+    console.print(_data_table(splits))
+    for note in splits.notes:
+        console.print(note)
+    console.print(_layer_table(layers))
+    console.print(_space_table(config))
+    console.print(f"{config.search.trials} trials of at most {config.training.epochs} epochs; nothing is wrong")
+
+
+def _data_table(splits: Splits) -> Table:
+    table = _table("split", "rows", *splits.label_names)
+    for name, rows in splits.present().items():
+        counts = [] if rows.labels is None else [(rows.labels == i).sum() for i in range(len(splits.label_names))]
+        table.add_row(name, str(len(rows)), *map(str, counts))
+    return table
+
+
+def _layer_table(layers: LayerMap) -> Table:
+    table = _table("part of the model", "parameter tensors", "frozen from freeze_depth")
+    table.add_row("embeddings", str(len(layers.embeddings)), "1")
+    for index, block in enumerate(layers.blocks, start=1):
+        table.add_row(f"block {index}", str(len(block)), str(index))
+    table.add_row("after the blocks", str(len(layers.after_blocks)), "never")
+    table.add_row("head", str(len(layers.head)), "never")
+    return table
+
+
+def _space_table(config: SweepConfig) -> Table:
+    table = _table("hyperparameter", "values", "when")
+    for name, domain in config.search_space.items():
+        conditions = [f"{parent} is {' or '.join(map(str, as_list(wanted)))}" for parent, wanted in domain.when.items()]
+        table.add_row(name, _values(domain), ", ".join(conditions) or _readers(name, config.strategies))
+    return table
+
+
+def _values(domain: Domain) -> str:
+    if isinstance(domain, Categorical):
+        return ", ".join(map(format_value, domain.choices))
+    kind = "log" if domain.log else f"step {format_value(domain.step)}" if domain.step else ""
+    return f"{format_value(domain.low)} to {format_value(domain.high)} {kind}".rstrip()
+
+
+def _readers(name: str, strategies: list[StrategyName]) -> str:
+    """For a hyperparameter that only some of the sweep's strategies read: these."""
+    if name not in SOME_STRATEGIES_ONLY:
+        return "always"
+    readers = [strategy for strategy in strategies if name in STRATEGY_HYPERPARAMETERS[strategy]]
+    return "always" if readers == strategies else f"strategy is {' or '.join(readers)}"
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title)
+    return table

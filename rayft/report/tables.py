@@ -1,0 +1,117 @@
+"""Trials and the winner as tables for people, and as plain values for programs."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayft.config import MetricName, Mode, Value
+from rayft.sweep.study import TrialRecord, leaders
+
+STATE_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+
+_PIPE_WIDTH = 200
+
+
+def output_console(file: IO[str] | None = None) -> Console:
+    """A console that shows plain, unwrapped text where there is no terminal.
+
+    Args:
+        file: Where to write; standard output if None.
+    """
+    target = file or sys.stdout
+    # rich takes 80 columns where it finds no terminal, which would break the rows of a piped table in two
+    return Console(file=target, width=None if target.isatty() else _PIPE_WIDTH, highlight=False, emoji=False)
+
+
+def trials_table(records: Sequence[TrialRecord], metric: MetricName, mode: Mode) -> Table:
+    """All trials, the best first.
+
+    Args:
+        records: The trials in any order.
+        metric: What they were searched for; the column's title.
+        mode: Whether less or more of it is better.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("trial", "state", metric, "epochs", "time"):
+        table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
+    table.add_column("parameters", overflow="fold")
+    for record in ranked(records, mode):
+        about = Text(format_params(record.params))
+        if record.reason is not None:
+            about.append(f"\n{record.reason}", style="red" if record.state == "failed" else "dim")
+        table.add_row(
+            str(record.number),
+            Text(record.state, style=STATE_STYLES[record.state]),
+            format_metric(record.value),
+            str(record.epochs),
+            format_duration(record.seconds),
+            about,
+        )
+    return table
+
+
+def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
+    """The exported model: which trial it is, how it scores and where it lies.
+
+    Args:
+        best: The content of the folder's `rayft.json`.
+        folder: The exported model folder.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("best trial", f"{best['trial']}, epoch {best['epoch']}")
+    table.add_row("parameters", Text(format_params(best["params"])))
+    for split in ("validation", "test"):
+        if best[split] is not None:
+            table.add_row(split, ", ".join(f"{name} {format_metric(value)}" for name, value in best[split].items()))
+    table.add_row("model", Text(str(folder)))
+    return table
+
+
+def trials_json(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """What `rayft trials --json` prints: one object per trial, by number."""
+    names = ("number", "state", "params", "value", "best_epoch", "epochs", "seconds", "reason")
+    ordered = sorted(records, key=lambda record: record.number)
+    return [{name: getattr(record, name) for name in names} for record in ordered]
+
+
+def ranked(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
+    """The trials from best to worst; those that failed or have no value yet come last, by number."""
+    best = leaders(list(records), mode, len(records))
+    placed = {record.number for record in best}
+    return best + sorted((r for r in records if r.number not in placed), key=lambda record: record.number)
+
+
+def format_params(params: Mapping[str, Value]) -> str:
+    """`strategy=partial learning_rate=2.1e-05 ...`, the strategy first."""
+    names = sorted(params, key=lambda name: name != "strategy")
+    return " ".join(f"{name}={format_value(params[name])}" for name in names)
+
+
+def format_value(value: Value) -> str:
+    """A hyperparameter as the YAML would say it, with floats cut to three digits."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals, or a dash where there is no value."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def format_duration(seconds: float) -> str:
+    """`45s`, `3m12s` or `1h05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,149 @@
+"""TensorBoard events of every trial: curves, and the HParams tab.
+
+Written with TensorBoard's own writer and messages, so that the process that writes them needs no torch.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from rayft.config import METRICS, Categorical, Domain, SweepConfig, Value
+from rayft.report.tables import format_value
+from rayft.sweep.study import TrialRecord
+
+if TYPE_CHECKING:  # training loads torch, which the process that writes the events has no use for
+    from rayft.training.results import EpochResult
+
+
+@dataclass
+class _Session:
+    """The open event file of a running trial, and the epoch that it has come to."""
+
+    writer: EventFileWriter
+    epoch: int | None = None
+
+
+class TrialEvents:
+    """Writes `trials/<number>/events.out.tfevents.*` of one run.
+
+    Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>` and
+    `train/samples_per_second`; at a trial's end `best/<metric>`, the metrics of its best epoch, which are also
+    the HParams tab's.
+    """
+
+    def __init__(self, run: Path, config: SweepConfig) -> None:
+        """Describes the search space to the HParams tab, once in a run's life.
+
+        Args:
+            run: The run folder.
+            config: Its sweep.
+        """
+        self._trials = run / "trials"
+        self._space = config.search_space
+        self._sessions: dict[int, _Session] = {}
+        if not any(self._trials.glob("events.out.tfevents.*")):
+            writer = EventFileWriter(str(self._trials))
+            writer.add_event(Event(wall_time=time.time(), step=0, summary=_experiment(config)))
+            writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
+        """Opens the trial's event file, or goes on in the one that is open."""
+        if number in self._sessions:
+            return
+        session = self._sessions[number] = _Session(EventFileWriter(str(self._trials / str(number))))
+        values = {name: _session_value(self._space[name], value) for name, value in params.items()}
+        summary = summary_v2.hparams_pb(values, trial_id=str(number))
+        session.writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
+        session.writer.flush()
+
+    def epoch(self, number: int, result: "EpochResult") -> None:
+        """Writes an epoch's curve and metrics; what an earlier, lost attempt wrote for the same steps gives way."""
+        session = self._sessions[number]
+        now = time.time()
+        first_step = result.curve[0][0]
+        if session.epoch != result.epoch - 1:  # a new file, or an epoch that is done again after a worker was lost
+            restart = SessionLog(status=SessionLog.START)
+            session.writer.add_event(Event(wall_time=now, step=first_step, session_log=restart))
+        for index, (step, loss, rate) in enumerate(result.curve, start=1):
+            wall_time = now - result.seconds * (1 - index / len(result.curve))
+            session.writer.add_event(_scalars(step, {"train/loss": loss, "train/learning_rate": rate}, wall_time))
+        values = {f"validation/{name}": value for name, value in result.metrics.items()}
+        values["train/samples_per_second"] = result.samples_per_second
+        session.writer.add_event(_scalars(result.epoch, values, now))
+        session.writer.flush()
+        session.epoch = result.epoch
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Writes the trial's metrics for the HParams tab and closes its file."""
+        self.trial_started(record.number, record.params)
+        writer = self._sessions.pop(record.number).writer
+        if record.best_epoch is not None:
+            values = {f"best/{name}": value for name, value in record.metrics.items()}
+            writer.add_event(_scalars(record.best_epoch, values, time.time()))
+        writer.add_event(Event(wall_time=time.time(), step=0, summary=_session_end(record.state == "failed")))
+        writer.close()
+
+    def close(self) -> None:
+        """Closes the files of trials that are still running."""
+        while self._sessions:
+            self._sessions.popitem()[1].writer.close()
+
+
+def _scalars(step: int, values: Mapping[str, float], wall_time: float) -> Event:
+    pairs = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    return Event(wall_time=wall_time, step=step, summary=Summary(value=pairs))
+
+
+def _session_end(failed: bool) -> Summary:
+    # summary_v2 has no message for it, and the older module that has one needs tensorflow
+    status = api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS
+    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
+    end = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+    return Summary(value=[end])
+
+
+def _experiment(config: SweepConfig) -> Summary:
+    """The search space and the metrics, the searched one first."""
+    hparams = [summary_v2.HParam(name, _domain(domain)) for name, domain in config.search_space.items()]
+    names = sorted(METRICS, key=lambda name: name != config.search.metric)
+    metrics = [
+        summary_v2.Metric(f"best/{name}", display_name=name, dataset_type=summary_v2.Metric.VALIDATION)
+        for name in names
+    ]
+    return summary_v2.hparams_config_pb(hparams, metrics)
+
+
+def _domain(domain: Domain) -> summary_v2.Domain:
+    if isinstance(domain, Categorical):
+        return summary_v2.Discrete([_session_value(domain, choice) for choice in domain.choices])
+    if domain.is_int:
+        return summary_v2.IntInterval(domain.low, domain.high)
+    return summary_v2.RealInterval(float(domain.low), float(domain.high))
+
+
+def _session_value(domain: Domain, value: Value) -> str | int | float | bool:
+    """The value as the HParams tab can hold it: a domain has one type there, so choices of several become text."""
+    if isinstance(domain, Categorical):
+        if all(isinstance(choice, bool) for choice in domain.choices):
+            return bool(value)
+        if any(isinstance(choice, bool) or not isinstance(choice, int | float) for choice in domain.choices):
+            return format_value(value)
+    assert isinstance(value, int | float)
+    return float(value)

@@ -1,0 +1,67 @@
+"""Low-rank adaptation, through `peft`."""
+
+import copy
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rayft.config import Hyperparameters
+from rayft.errors import Fault, ModelError
+from rayft.models.dropout import set_dropout
+from rayft.models.layers import LayerMap
+from rayft.strategies.base import Strategy
+
+PREFIX = "base_model.model."
+"""What `peft` puts before every name of the model that it wraps."""
+
+
+class LoraStrategy(Strategy):
+    """Trains a low-rank update of every linear layer in the blocks (Hu et al. 2022), and all that comes after them.
+
+    Every linear layer, not attention's alone, as Dettmers et al. (2023), section 4, found to be needed to match full
+    fine-tuning. What comes after the blocks trains in full like the head, because a checkpoint may lack it (a pooler).
+    """
+
+    name = "lora"
+
+    def prepare(self, model: PreTrainedModel, layers: LayerMap, hp: Hyperparameters) -> nn.Module:
+        """See `Strategy.prepare`."""
+        if hp.dropout is not None:
+            set_dropout(model, hp.dropout)  # before the injection, because `lora_dropout` has a value of its own
+        targets = _linear_layers(model, layers)
+        adapted: nn.Module = get_peft_model(
+            model,
+            LoraConfig(
+                r=hp.lora_rank,
+                lora_alpha=hp.lora_alpha,
+                lora_dropout=hp.lora_dropout,
+                target_modules=[path for path, _ in targets],
+                fan_in_fan_out=isinstance(targets[0][1], Conv1D),  # GPT-2 stores its weights transposed
+            ),
+        )
+        for name in (*layers.after_blocks, *layers.head):
+            adapted.get_parameter(PREFIX + name).requires_grad_(True)
+        return adapted
+
+    def pretrained_names(self, model: nn.Module, layers: LayerMap) -> frozenset[str]:
+        """None: this strategy doesn't read `l2_sp`."""
+        return frozenset()
+
+    def exported(self, model: nn.Module) -> PreTrainedModel:
+        """A copy of the model with the updates merged into its weights."""
+        assert isinstance(model, PeftModel)
+        return copy.deepcopy(model).merge_and_unload()
+
+
+def _linear_layers(model: PreTrainedModel, layers: LayerMap) -> list[tuple[str, nn.Module]]:
+    linear = [
+        (path, module)
+        for path, module in model.named_modules()
+        if path.startswith(f"{layers.block_path}.") and isinstance(module, nn.Linear | Conv1D)
+    ]
+    if not linear:
+        rule = f"strategy lora needs linear layers in the blocks, but {type(model).__name__} has none"
+        raise ModelError([Fault(where=layers.block_path, key="strategy", rule=rule)])
+    return linear

@@ -1,0 +1,119 @@
+"""Connects to Ray, and works out how many trials fit side by side."""
+
+import logging
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from rayft.config import ClusterConfig
+from rayft.errors import SWEEP_FILE, ClusterError, Fault
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a sweep uses its cluster.
+
+    Attributes:
+        groups: Worker groups, which is trials side by side.
+        workers: Workers per group.
+        cpus: CPUs per worker.
+        gpus: GPUs per worker, which may be a fraction.
+    """
+
+    groups: int
+    workers: int
+    cpus: int
+    gpus: float
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connects this process to a cluster, or starts Ray on this machine, for as long as the block runs.
+
+    Args:
+        address: The cluster's address, or None for this machine alone.
+
+    Raises:
+        ClusterError: There is no cluster at the address, or it is one that a sweep can't run from here.
+    """
+    if address is not None and address.startswith("ray://"):
+        rule = "ray:// runs the sweep far from its run folder and its screen; run rayft on the cluster itself"
+        raise ClusterError([Fault("--address", f"{rule}, but got {address!r}")])
+    # "local" and not None: a stale /tmp/ray/ray_current_cluster would be joined otherwise.
+    local = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (ConnectionError, ValueError) as error:
+        rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
+        raise ClusterError([Fault("--address", rule)]) from None
+    try:
+        _protect_token()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def plan(nodes: list[dict[str, float]], cluster: ClusterConfig, trials: int) -> Placement:
+    """Fits worker groups into the cluster.
+
+    Args:
+        nodes: Each node's resources, as Ray names them.
+        cluster: What the sweep asks for.
+        trials: No more groups than these.
+
+    Raises:
+        ClusterError: The cluster can never give what is asked for.
+    """
+    gpus = cluster.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    has = f"it has {len(nodes)} nodes with {_total(nodes, 'CPU'):g} CPUs and {_total(nodes, 'GPU'):g} GPUs"
+    each = f"{cluster.cpus_per_worker} CPUs and {gpus:g} GPUs"
+    fitting = sum(_workers_on(node, cluster.cpus_per_worker, gpus) for node in nodes)
+    groups = fitting // cluster.workers_per_trial
+    if groups == 0:
+        rule = f"a trial needs {cluster.workers_per_trial} workers of {each}, more than the cluster has: {has}"
+        raise ClusterError([Fault(SWEEP_FILE, rule, "cluster.workers_per_trial")])
+    if cluster.concurrent_trials != "auto":
+        if cluster.concurrent_trials > groups:
+            workers = f"{cluster.workers_per_trial} workers of {each} each"
+            rule = f"must be <= {groups}, since {has} and a trial takes {workers}; got {cluster.concurrent_trials}"
+            raise ClusterError([Fault(SWEEP_FILE, rule, "cluster.concurrent_trials")])
+        groups = cluster.concurrent_trials
+    return Placement(min(groups, trials), cluster.workers_per_trial, cluster.cpus_per_worker, gpus)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """The resources of every node that is up."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _workers_on(node: dict[str, float], cpus: int, gpus: float) -> int:
+    by_cpu = math.floor(node.get("CPU", 0) / cpus)
+    if gpus == 0:
+        return by_cpu
+    if gpus < 1:  # a fraction never spans two GPUs
+        return min(by_cpu, int(node.get("GPU", 0)) * math.floor(1 / gpus + 1e-9))
+    return min(by_cpu, math.floor(node.get("GPU", 0) / gpus))
+
+
+def _total(nodes: list[dict[str, float]], resource: str) -> float:
+    return sum(node.get(resource, 0) for node in nodes)
+
+
+def _protect_token() -> None:
+    """Ray makes its token readable by every user of the machine; it lets whoever has it run code."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists() and token.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        token.chmod(stat.S_IRUSR | stat.S_IWUSR)

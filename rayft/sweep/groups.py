@@ -1,0 +1,103 @@
+"""Warm worker groups: one `TorchTrainer.fit()` per trial that runs side by side, each alive for the whole sweep."""
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+# Read by Ray when it is imported, and handed on to the processes that it starts. The controller sleeps this long
+# between looks at its workers, at start-up too; the watcher for spot nodes' notices is one more process for each group.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rayft.sweep.cluster import Placement
+from rayft.sweep.protocol import GroupSpec
+from rayft.sweep.worker import worker_loop
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 20.0
+"""How long groups get to end by themselves, which frees their placement groups."""
+
+
+class WorkerGroups:
+    """Starts the groups, keeps them alive and ends them.
+
+    Every group's `fit` runs in a thread of the driver, so that groups depend on no trial's actor, and come up while the
+    driver still encodes data.
+
+    Args:
+        exchange: Handle of the `Exchange` actor.
+        spec: What every group needs to know.
+        placement: How many groups, and of what.
+        max_failures: How often a group is started again without an epoch in between.
+        scratch: A folder for Ray's own files, which all nodes see.
+    """
+
+    def __init__(self, exchange: Any, spec: GroupSpec, placement: Placement, max_failures: int, scratch: Path) -> None:
+        self._exchange = exchange
+        self._spec = spec
+        self._placement = placement
+        self._max_failures = max_failures
+        self._scratch = scratch
+        self._threads = [
+            threading.Thread(target=self._keep_alive, args=(slot,), name=f"group-{slot}", daemon=True)
+            for slot in range(placement.groups)
+        ]
+
+    def start(self) -> None:
+        """Returns at once; the groups come up in the background."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> bool:
+        """Asks the groups to end; returns whether all did."""
+        ray.get(self._exchange.close.remote())
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _keep_alive(self, slot: int) -> None:
+        starts = 0
+        while True:
+            starts += 1
+            reason = self._fit(slot, f"group-{slot}-{starts}")
+            try:
+                if not ray.get(self._exchange.group_ended.remote(slot, reason)):
+                    return
+            except RayError:  # the exchange is gone, and the sweep with it
+                return
+            logger.warning("worker group %d ended and is started again: %s", slot, reason)
+
+    def _fit(self, slot: int, name: str) -> str:
+        """One life of a group; returns what ended it."""
+        place = self._placement
+        resources = {"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}
+        trainer = TorchTrainer(
+            worker_loop,
+            train_loop_config={"exchange": self._exchange, "slot": slot, "spec": self._spec},
+            torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=place.workers, use_gpu=place.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=str(self._scratch),
+                # Both finite: Ray would repeat for ever a start that can't succeed. What trials lose is counted in the
+                # exchange, and a `fit` that ends after an epoch was reported is started again from here.
+                failure_config=ray.train.FailureConfig(
+                    max_failures=self._max_failures, controller_failure_limit=self._max_failures
+                ),
+            ),
+        )
+        try:
+            trainer.fit()
+        except (RayError, ray.train.TrainingFailedError, RuntimeError) as error:
+            return str(error).strip() or type(error).__name__
+        return "the group ended by itself"

@@ -1,0 +1,103 @@
+"""What the parts of a sweep say to each other."""
+
+from dataclasses import dataclass
+
+from rayft.config import Hyperparameters, Mode
+from rayft.sweep.study import FailureKind
+from rayft.training.results import EpochResult
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What a worker group needs to know once, for every trial that it will train.
+
+    Attributes:
+        model: Hub id or local folder.
+        label_names: The labels by id.
+        pad_token_id: The tokenizer's padding token.
+        run: The run folder.
+        epochs: The longest that a trial may train.
+        seed: The sweep's seed.
+        threads: CPU threads per worker.
+        metric: The search metric, whose best epoch's checkpoint is kept.
+        mode: Whether less or more of it is better.
+    """
+
+    model: str
+    label_names: tuple[str, ...]
+    pad_token_id: int
+    run: str
+    epochs: int
+    seed: int
+    threads: int
+    metric: str
+    mode: Mode
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to train."""
+
+    trial: int
+    hyperparameters: Hyperparameters
+
+
+@dataclass(frozen=True)
+class Command:
+    """To a worker: report the epoch that follows `reported`, training it if need be.
+
+    The one command there is. Whether it starts a trial, goes on with it or takes it up again after a failure is for the
+    worker to see from what it holds and what lies on disk, so that sending it twice does no harm.
+    """
+
+    assignment: Assignment
+    reported: int
+    micro_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A checkpoint is complete on disk."""
+
+    trial: int
+    epoch: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One epoch of a trial, and what was committed since the last message."""
+
+    result: EpochResult
+    commits: tuple[Commit, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrialFailed:
+    """The trial can't go on; the group can.
+
+    Attributes:
+        kind: What kind of failure.
+        reason: One line for the user.
+        detail: The traceback, for the log.
+    """
+
+    kind: FailureKind
+    reason: str
+    detail: str = ""
+    commits: tuple[Commit, ...] = ()
+
+
+@dataclass(frozen=True)
+class GroupLost:
+    """The worker group can't be started, so no trial can go on there."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The sweep is ending before the epoch is done."""
+
+
+Outcome = EpochDone | TrialFailed | GroupLost | Interrupted

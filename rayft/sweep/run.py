@@ -1,0 +1,236 @@
+"""A sweep from its configuration to the exported winner, and how one that was cut off goes on."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayft.config import SweepConfig
+from rayft.data.encode import MANIFEST, EncodedData, encode_splits
+from rayft.data.splits import Splits, load_splits
+from rayft.errors import InterruptedSweep, RayftError, SweepFailedError, UserError
+from rayft.report.progress import Progress
+from rayft.sweep.interruption import Interruption
+from rayft.sweep.protocol import GroupSpec
+from rayft.sweep.run_folder import RunFolder
+from rayft.sweep.study import SweepStudy, TrialRecord, leaders
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Tune writes no files that rayft reads; its own log files cost time in every epoch. A failed trial has no metric.
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sweep that came to its end.
+
+    Attributes:
+        run: Its folder.
+        config: Its configuration.
+        records: All trials.
+        best: What `best/rayft.json` holds.
+    """
+
+    run: RunFolder
+    config: SweepConfig
+    records: list[TrialRecord]
+    best: dict[str, Any]
+
+
+def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Progress) -> Finished:
+    """Runs a whole sweep in a new run folder.
+
+    Raises:
+        UserError: Data, model or cluster don't fit the sweep; nothing is left behind.
+        SweepFailedError: No trial gave a model.
+        InterruptedSweep: It was interrupted and can be resumed.
+    """
+    splits = load_splits(config.data, config.search.seed)
+    for note in splits.notes:
+        progress.note(note)
+    run = RunFolder.create(config.storage, name, config)
+    progress.note(f"run folder {run.path}")
+    with run.lock():
+        try:
+            return _run(config, run, address, progress, splits)
+        except UserError:
+            shutil.rmtree(run.path)
+            raise
+
+
+def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progress: Progress) -> Finished:
+    """Goes on with a sweep that was cut off, or extends one that is done.
+
+    Args:
+        run: The run folder.
+        trials: The new number of trials, all counted; what it was if None.
+        address: As for a new sweep.
+        progress: As for a new sweep.
+    """
+    with run.lock():
+        config = run.config()
+        if trials is not None:
+            config = config.model_copy(update={"search": config.search.model_copy(update={"trials": trials})})
+            run.write_config(config)
+        # A driver that was killed before it had encoded the data starts from the user's files again.
+        encoded = (run.encoded / MANIFEST).exists()
+        splits = None if encoded else load_splits(config.data, config.search.seed)
+        return _run(config, run, address, progress, splits)
+
+
+def export_winner(config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress) -> dict[str, Any]:
+    """Exports the best trial that has a checkpoint to `best/`, unless it lies there already.
+
+    Raises:
+        SweepFailedError: No trial has one.
+    """
+    from rayft.export.model_folder import RECORD, export_model
+
+    records = study.records()
+    ranked = leaders(records, config.search.direction, len(records))
+    kept = [record for record in ranked if record.checkpoint and (run.path / record.checkpoint / MANIFEST).exists()]
+    if not kept:
+        raise SweepFailedError(_why_nothing_won(records))
+    winner = kept[0]
+    if winner is not ranked[0]:
+        progress.note(
+            f"trial {ranked[0].number} is better, but its checkpoint was lost; trial {winner.number} is exported"
+        )
+    record = run.best / RECORD
+    if record.exists():
+        best: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        if (best["trial"], best["epoch"], best["checkpoint_digest"]) == (
+            winner.number,
+            winner.best_epoch,
+            winner.digest,
+        ):
+            return best
+    progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
+    return export_model(config, run.path, winner, run.best, score_test=True)
+
+
+def _run(
+    config: SweepConfig, run: RunFolder, address: str | None, progress: Progress, splits: Splits | None
+) -> Finished:
+    handler = _log_to(run.log)
+    try:
+        study = SweepStudy(config, config.search.study or run.study_url)
+        done = [record for record in study.records() if record.state != "running"]
+        progress.started(config.search.trials, done)
+        if len(done) < config.search.trials:
+            with Interruption() as interruption:
+                _search(config, run, study, address, progress, interruption, splits)
+        progress.stop()
+        best = export_winner(config, run, study, progress)
+        return Finished(run, config, study.records(), best)
+    except RayftError as error:
+        logger.error("%s", error)
+        raise
+    finally:
+        progress.stop()
+        logging.getLogger("rayft").removeHandler(handler)
+        handler.close()
+
+
+def _search(
+    config: SweepConfig,
+    run: RunFolder,
+    study: SweepStudy,
+    address: str | None,
+    progress: Progress,
+    interruption: Interruption,
+    splits: Splits | None,
+) -> None:
+    """Runs the trials that are still to run."""
+    os.environ.update(TUNE_ENVIRONMENT)
+    deadline = time.monotonic() + (config.search.time_limit or math.inf)
+    label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
+    # Ray takes seconds to start, most of them waiting. The model is checked meanwhile, and the data is encoded while
+    # the worker groups come up.
+    with ThreadPoolExecutor(1) as background:
+        checked = background.submit(_check, config, len(label_names))
+        encoded = background.submit(_encode, config, run, splits, checked)
+        from rayft.sweep import cluster
+        from rayft.sweep.distributed import run_trials
+
+        with cluster.connected(address):
+            placement = cluster.plan(cluster.node_resources(), config.cluster, config.search.trials)
+            spec = GroupSpec(
+                model=config.model,
+                label_names=label_names,
+                pad_token_id=checked.result().pad_token_id,
+                run=str(run.path),
+                epochs=config.training.epochs,
+                seed=config.search.seed,
+                threads=placement.cpus,
+                metric=config.search.metric,
+                mode=config.search.direction,
+            )
+            lost = run_trials(
+                config, run, study, progress, spec, placement, encoded, lambda: _is_over(interruption, deadline)
+            )
+    if lost is not None:
+        raise SweepFailedError(f"no worker group can be started, the run can be resumed: {lost}")
+    if interruption.requested:
+        raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.path}")
+    for record in study.records():
+        if record.state == "running":
+            study.finish(record.number, reason="stopped by search.time_limit")
+
+
+def _is_over(interruption: Interruption, deadline: float) -> bool:
+    return interruption.requested or time.monotonic() > deadline
+
+
+def _check(config: SweepConfig, num_labels: int) -> "PreTrainedTokenizerBase":
+    """What can be wrong with the model; returns its tokenizer."""
+    from rayft.models.load import load_tokenizer
+    from rayft.sweep.preflight import check_model
+
+    tokenizer = load_tokenizer(config.model)
+    check_model(config, num_labels)
+    return tokenizer
+
+
+def _encode(
+    config: SweepConfig, run: RunFolder, splits: Splits | None, checked: "Future[PreTrainedTokenizerBase]"
+) -> None:
+    """Tokenises the data, unless an earlier run of the sweep has done so."""
+    if splits is not None:
+        encode_splits(splits, checked.result(), config.data.max_length, run.encoded)
+
+
+def _why_nothing_won(records: list[TrialRecord]) -> str:
+    failed = [record for record in records if record.state == "failed"]
+    if failed and len(failed) == len(records):
+        return f"all {len(failed)} trials failed; the first: trial {failed[0].number}: {failed[0].reason}"
+    if not any(record.values for record in records):
+        return "no trial finished an epoch"
+    return "no trial has a checkpoint"
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package = logging.getLogger("rayft")
+    package.setLevel(logging.INFO)
+    package.propagate = False  # the screen is the progress view's
+    package.addHandler(handler)
+    return handler

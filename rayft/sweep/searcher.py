@@ -1,0 +1,82 @@
+"""Hands Tune the next trial: an unfinished one of the record first, then a new one from Optuna."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from rayft.config import SweepConfig
+from rayft.search_space import resolve
+from rayft.sweep.protocol import Assignment
+from rayft.sweep.scheduler import replay
+from rayft.sweep.study import SweepStudy
+
+
+class DriverOnly:
+    """For objects that Tune would pickle into files of its own, which rayft neither reads nor trusts."""
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        return object, ()
+
+
+class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
+    """Ask and tell on the sweep's own study; what is told is the recorder's part.
+
+    Args:
+        study: The record.
+        scheduler: Shown what is on record, so that its decisions go on where they were.
+        config: The sweep.
+        slots: Worker groups; no more trials than these run at a time.
+    """
+
+    def __init__(self, study: SweepStudy, scheduler: TrialScheduler, config: SweepConfig, slots: int) -> None:
+        super().__init__(metric=config.search.metric, mode=config.search.direction)
+        self._study = study
+        self._scheduler = scheduler
+        self._config = config
+        self._free_slots = list(range(slots))
+        records = study.records()
+        self._unfinished = [record.number for record in records if record.state == "running"]
+        self.remaining = max(0, config.search.trials - len(records)) + len(self._unfinished)
+        for record in records:
+            if record.state != "running":
+                replay(scheduler, config, record)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Tune's hook: the configuration of the next trial, None for later, FINISHED for never."""
+        if not self._free_slots:
+            return None
+        while self._unfinished:
+            number = self._unfinished.pop(0)
+            self.remaining -= 1
+            record = self._study.record(number)
+            # The decision on the last recorded epoch may not have been carried out.
+            stopped = bool(record.values) and replay(self._scheduler, self._config, record, trial_id)
+            if stopped or record.epochs >= self._config.training.epochs:
+                self._study.finish(number)
+                continue
+            return self._configure(number, self._study.reopen(number), record.epochs)
+        if self.remaining == 0:
+            return str(Searcher.FINISHED)
+        self.remaining -= 1
+        number, params = self._study.ask()
+        return self._configure(number, params, 0)
+
+    def release(self, slot: int) -> None:
+        """A trial has left its slot."""
+        self._free_slots.append(slot)
+
+    def _configure(self, number: int, params: dict[str, Any], reported: int) -> dict[str, Any]:
+        assignment = Assignment(number, resolve(self._config, params))
+        return {"slot": self._free_slots.pop(0), "assignment": assignment, "reported": reported}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tune's hook; the recorder does the telling, since it also hears what Tune keeps from searchers."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's hook for a snapshot; the study is the record, so the file stays empty."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Tune's hook; nothing is restored from Tune's files."""

@@ -1,0 +1,157 @@
+"""The loop that a worker of a group runs: trial after trial in one process, on one loaded model and one set of data."""
+
+import gc
+import logging
+import shutil
+import traceback
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from rayft.data.encode import EncodedData
+from rayft.models.layers import map_layers
+from rayft.models.load import load_model
+from rayft.sweep.protocol import Assignment, Command, Commit, GroupSpec, TrialFailed
+from rayft.sweep.run_folder import RunFolder
+from rayft.sweep.study import FailureKind, best_epoch
+from rayft.training.checkpoint import latest_checkpoint
+from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
+from rayft.training.loop import FineTuning
+from rayft.training.results import EpochResult
+from rayft.training.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+
+def worker_loop(config: dict[str, Any]) -> None:
+    """Ray Train's train function: fetches commands from the exchange and reports to it, until it is told to end."""
+    exchange, slot = config["exchange"], config["slot"]
+    spec: GroupSpec = config["spec"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    # Every start of a group has a placement group of its own, which all of its workers share.
+    generation = ray.get_runtime_context().get_placement_group_id()
+    workers = Workers(rank, context.get_world_size(), ray.train.torch.get_device())
+    torch.set_num_threads(spec.threads)
+    group = TrialWorker(spec, workers)
+    ray.get(exchange.join.remote(slot, rank, generation))
+    while (command := ray.get(exchange.next_command.remote(slot, rank))) is not None:
+        _carry_out(command, group, exchange, slot)
+
+
+def _carry_out(command: Command, group: "TrialWorker", exchange: Any, slot: int) -> None:
+    trial, workers = command.assignment.trial, group.workers
+    try:
+        if workers.rank == 0:
+            group.commit_unsaved(exchange, trial)
+        result = group.epoch_after(command)
+    except Exception as error:  # whatever it is, it must end this trial and not the group, nor the sweep
+        alone = workers.world_size == 1
+        if isinstance(error, MemoryExhaustedError) and not alone and (group.micro_batch or 1) > 1:
+            ray.get(exchange.shrink.remote(slot, trial, max(1, (group.micro_batch or 2) // 2)))
+        else:
+            ray.get(exchange.fail.remote(slot, trial, describe(trial, error)))
+        group.forget()
+        # Other workers may be waiting for this one in a collective, and a CUDA context may be beyond use: a new start
+        # of the group is the one way out of either.
+        if not alone or _is_accelerator_fault(error):
+            raise
+        return
+    if workers.rank == 0 and ray.get(exchange.report.remote(slot, trial, result)):
+        group.commit_unsaved(exchange, trial)
+
+
+def describe(trial: int, error: Exception) -> TrialFailed:
+    """An exception as the study and the log get it."""
+    kind: FailureKind = "error"
+    if isinstance(error, DivergedError):
+        kind = "diverged"
+    elif isinstance(error, MemoryExhaustedError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        kind = "out_of_memory"
+    reason = str(error) if kind != "error" else f"{type(error).__name__}: {error}"
+    return TrialFailed(kind, reason.splitlines()[0], traceback.format_exc())
+
+
+def _is_accelerator_fault(error: Exception) -> bool:
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+class TrialWorker:
+    """What one process of a group holds from trial to trial.
+
+    Args:
+        spec: The group's.
+        workers: This process among the group's.
+    """
+
+    def __init__(self, spec: GroupSpec, workers: Workers) -> None:
+        self.workers = workers
+        self._spec = spec
+        self._run = RunFolder(Path(spec.run))
+        self._base = load_model(spec.model, spec.label_names, spec.pad_token_id, spec.seed)
+        self._layers = map_layers(self._base)
+        self._data: EncodedData | None = None
+        self._trial: int | None = None
+        self._tuning: FineTuning | None = None
+        self._saved: set[int] = set()
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Rows per forward pass of the current trial."""
+        return self._tuning.micro_batch if self._tuning else None
+
+    def epoch_after(self, command: Command) -> EpochResult:
+        """The epoch after `command.reported`: trained now, or taken from what the trial has done already."""
+        if self._tuning is None or self._trial != command.assignment.trial:
+            self._start(command.assignment, command.micro_batch)
+        assert self._tuning is not None
+        while self._tuning.epoch <= command.reported:
+            self._tuning.train_epoch()
+        return self._tuning.history[command.reported]
+
+    def commit_unsaved(self, exchange: Any, trial: int) -> None:
+        """Writes a checkpoint of the trial's last epoch, unless there is one, and deletes those it makes needless."""
+        tuning = self._tuning
+        if tuning is None or self._trial != trial or tuning.epoch == 0 or tuning.epoch in self._saved:
+            return
+        digest = tuning.save(self._run.checkpoint(trial, tuning.epoch))
+        self._saved.add(tuning.epoch)
+        exchange.committed.remote(Commit(trial, tuning.epoch, digest))
+        values = {result.epoch: result.metrics[self._spec.metric] for result in tuning.history}
+        needed = {tuning.epoch, best_epoch(values, self._spec.mode)}
+        for epoch in self._saved - needed:
+            shutil.rmtree(self._run.checkpoint(trial, epoch), ignore_errors=True)
+        self._saved &= needed
+
+    def forget(self) -> None:
+        """Drops the current trial and what it holds in memory."""
+        self._trial, self._tuning, self._saved = None, None, set()
+        gc.collect()  # hooks and DDP hold their module in cycles, which would keep its memory into the next trial
+        if self.workers.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _start(self, assignment: Assignment, micro_batch: int | None) -> None:
+        self.forget()
+        if self._data is None:  # the driver encodes while groups start, so it isn't there any earlier
+            self._data = EncodedData.open(self._run.encoded)
+        tuning = FineTuning(
+            self._base,
+            self._layers,
+            self._data,
+            assignment.hyperparameters,
+            epochs=self._spec.epochs,
+            seed=self._spec.seed,
+            pad_token_id=self._spec.pad_token_id,
+            workers=self.workers,
+            micro_batch=micro_batch,
+        )
+        checkpoint = latest_checkpoint(self._run.trial(assignment.trial))
+        if checkpoint is not None:
+            tuning.resume(checkpoint)
+            self._saved = {tuning.epoch}
+            logger.info("trial %d goes on from %s", assignment.trial, checkpoint)
+        self._trial, self._tuning = assignment.trial, tuning

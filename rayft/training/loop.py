@@ -1,0 +1,201 @@
+"""One trial's fine-tuning: the train loop, validation, and saving and resuming between epochs."""
+
+import copy
+import random
+import time
+from collections.abc import Iterator
+from itertools import cycle, repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rayft.config import STRATEGY_HYPERPARAMETERS, Hyperparameters
+from rayft.data.batches import train_batches
+from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.errors import CheckpointError
+from rayft.models.layers import LayerMap
+from rayft.strategies import get_strategy
+from rayft.training.checkpoint import TrialState, read_checkpoint, write_checkpoint
+from rayft.training.epoch_log import EpochLog, check_finite
+from rayft.training.evaluation import predict
+from rayft.training.gradients import BatchGradients, GlobalBatch
+from rayft.training.metrics import compute_metrics
+from rayft.training.optim import StartingPoint, build_lr_scheduler, build_optimizer, pack_optimizer, unpack_optimizer
+from rayft.training.results import EpochResult
+from rayft.training.workers import Workers
+
+OPTIMIZER_PREFIX = "optimizer/"
+ADVERSARY_PREFIX = "adversary/"
+
+
+class FineTuning:
+    """One trial in this process: a copy of the base model on its way to the fine-tuned one.
+
+    What it computes is a function of its arguments alone, so that a process which has trained other trials before gives
+    the same result as a new one.
+
+    Args:
+        base: The pretrained model with its new head; left as it is.
+        layers: Its layer map.
+        data: The encoded splits.
+        hp: What to train with.
+        epochs: The horizon of the learning rate schedule.
+        seed: Of the order of rows, of dropout, and of new parameters.
+        pad_token_id: What fills rows up.
+        workers: This process among the trial's.
+        micro_batch: At most so many rows per pass and worker; from the batch size if None.
+
+    Attributes:
+        history: The result of each finished epoch.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        layers: LayerMap,
+        data: EncodedData,
+        hp: Hyperparameters,
+        *,
+        epochs: int,
+        seed: int,
+        pad_token_id: int,
+        workers: Workers,
+        micro_batch: int | None = None,
+    ) -> None:
+        self.history: list[EpochResult] = []
+        self._data, self._hp, self._workers = data, hp, workers
+        self._epochs, self._seed, self._pad_token_id = epochs, seed, pad_token_id
+        self._finished_steps = 0
+        self._total_steps = epochs * len(self._train_batches(epoch=1))
+
+        seed_generators(seed, epoch=0, rank=0)  # new parameters must be the same on all workers
+        self._strategy = strategy = get_strategy(hp.strategy)
+        self._model = strategy.prepare(copy.deepcopy(base), layers, hp).to(workers.device)
+        self._adversary = strategy.adversary(self._model, len(data.label_names), hp, workers.device, seed)
+        self._trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        pretrained = strategy.pretrained_names(self._model, layers)
+        l2_sp = hp.l2_sp if "l2_sp" in STRATEGY_HYPERPARAMETERS[hp.strategy] else 0.0
+        self._starting_point = StartingPoint([self._trainable[name] for name in sorted(pretrained)], l2_sp)
+        self._optimizer = build_optimizer(self._model, strategy.rate_factors(self._model, layers, hp), hp)
+        self._lr_scheduler = build_lr_scheduler(self._optimizer, hp, self._total_steps)
+        share = -(-hp.batch_size // workers.world_size)
+        self._gradients = BatchGradients(
+            self._model, data, hp, workers, self._adversary, pad_token_id, min(micro_batch or share, share)
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows per pass and worker; lower than at first if memory ran out."""
+        return self._gradients.micro_batch
+
+    def train_epoch(self) -> EpochResult:
+        """One pass over the training rows, then validation.
+
+        Raises:
+            DivergedError: The loss or a metric isn't finite. The trial can't go on.
+            MemoryExhaustedError: Not even one row per pass fits into memory. The trial can't go on.
+        """
+        epoch, started = self.epoch + 1, time.perf_counter()
+        assert epoch <= self._epochs, f"epoch {epoch} of {self._epochs}"
+        seed_generators(self._seed, epoch, self._workers.rank)
+        self._model.train()
+        log = EpochLog(self._workers, epoch, self._total_steps // self._epochs, self._finished_steps)
+        for batch in self._global_batches(epoch):
+            result = self._gradients.compute(batch)
+            self._starting_point.add_gradient()
+            if self._hp.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self._trainable.values(), self._hp.max_grad_norm)
+            learning_rate = float(max(self._lr_scheduler.get_last_lr()))
+            log.add(result.loss, learning_rate, len(batch.train), result.tokens, result.padded_tokens)
+            self._optimizer.step()
+            self._lr_scheduler.step()
+            self._finished_steps += 1
+        train_loss, curve, samples_per_second, padding = log.finish()
+        metrics = self.evaluate(self._data.validation)
+        check_finite(metrics, epoch, self._finished_steps)
+        seconds = time.perf_counter() - started
+        self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, samples_per_second, padding))
+        return self.history[-1]
+
+    def evaluate(self, split: EncodedSplit) -> dict[str, float]:
+        """All metrics over a whole labelled split, the same on every worker."""
+        assert split.labels is not None, f"{split.name} has no labels"
+        logits = predict(self._model, split, len(self._data.label_names), self._workers, self._pad_token_id)
+        return compute_metrics(logits, split.labels)
+
+    def save(self, folder: Path) -> str:
+        """Writes a checkpoint; to be called on rank 0 alone, whose state is that of all workers.
+
+        Returns:
+            The checkpoint's digest.
+        """
+        assert self._workers.rank == 0, "a trial has one writer"
+        tensors = {f"{OPTIMIZER_PREFIX}{k}": v for k, v in pack_optimizer(self._optimizer, self._model).items()}
+        if self._adversary:
+            tensors |= {f"{ADVERSARY_PREFIX}{k}": v for k, v in self._adversary.state_dict().items()}
+        model: dict[str, Tensor] = dict(self._trainable)
+        history = tuple(self.history)
+        state = TrialState(self.epoch, self._finished_steps, self.micro_batch, history, model, tensors)
+        return write_checkpoint(folder, state)
+
+    def resume(self, folder: Path) -> None:
+        """Goes back, or on, to a checkpoint's epoch; training from there equals training without interruption.
+
+        Raises:
+            CheckpointError: It is damaged, or of a trial with other trainable parameters.
+        """
+        state = read_checkpoint(folder)
+        self._check_fits(state, folder)
+        with torch.no_grad():
+            for name, tensor in state.model.items():
+                self._trainable[name].copy_(tensor)
+        unpack_optimizer(self._optimizer, self._model, strip_prefix(state.optimizer, OPTIMIZER_PREFIX))
+        if self._adversary:
+            self._adversary.load_state_dict(strip_prefix(state.optimizer, ADVERSARY_PREFIX))
+        self.history = list(state.history)
+        self._finished_steps = state.step
+        self._lr_scheduler = build_lr_scheduler(self._optimizer, self._hp, self._total_steps, state.step)
+        self._gradients.micro_batch = min(state.micro_batch, self.micro_batch)
+
+    def trained_model(self) -> PreTrainedModel:
+        """The model as it is now, as a plain transformers model."""
+        return self._strategy.exported(self._model)
+
+    def _train_batches(self, epoch: int) -> list[np.ndarray]:
+        return train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch)
+
+    def _global_batches(self, epoch: int) -> Iterator[GlobalBatch]:
+        unlabeled: Iterator[np.ndarray] = repeat(np.empty(0, dtype=np.int64))
+        if self._adversary and self._data.unlabeled is not None:
+            unlabeled = cycle(train_batches(self._data.unlabeled.lengths, self._hp.batch_size, self._seed, epoch))
+        for train_rows, unlabeled_rows in zip(self._train_batches(epoch), unlabeled, strict=False):
+            yield GlobalBatch(train_rows, unlabeled_rows)
+
+    def _check_fits(self, state: TrialState, folder: Path) -> None:
+        expected = {name: tuple(p.shape) for name, p in self._trainable.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
+        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if differing:
+            trained = f"it and a trial with strategy {self._hp.strategy} differ in {len(differing)} tensors"
+            raise CheckpointError(f"{folder} is of another trial: {trained}, the first is {differing[0]}")
+
+
+def seed_generators(seed: int, epoch: int, rank: int) -> None:
+    """Seeds every generator that training draws from; each epoch and rank has its own stream."""
+    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

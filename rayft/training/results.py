@@ -1,0 +1,50 @@
+"""What an epoch of training leaves behind. Imports no torch: the processes that only pass it on have no use for it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
+
+
+class CurvePoint(NamedTuple):
+    """One point of the training curve.
+
+    Attributes:
+        step: Optimiser steps since the trial's start.
+        loss: The mean over the steps since the point before.
+        learning_rate: The highest of the parameter groups, at this step.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One finished epoch.
+
+    Attributes:
+        epoch: From 1.
+        metrics: All validation metrics, over the whole split.
+        train_loss: Mean over the epoch's steps, as trained on: with label smoothing, without penalties.
+        curve: At most 50 points.
+        seconds: Training and validation.
+        samples_per_second: Rows trained on, over all workers, per second of training.
+        padding: The fraction of the training tokens that is padding.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    train_loss: float
+    curve: tuple[CurvePoint, ...]
+    seconds: float
+    samples_per_second: float
+    padding: float
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state_dict`, also after JSON."""
+        return cls(**{**state, "curve": tuple(CurvePoint(*point) for point in state["curve"])})

@@ -1,0 +1,29 @@
+"""One trial's worker processes, as each of them sees the others."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among a trial's workers; with more than one, torch.distributed must be initialised.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: The number of workers.
+        device: Where this worker computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all workers, on each of them."""
+        if self.world_size > 1:
+            tensor = tensor.contiguous().clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor

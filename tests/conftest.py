@@ -1,0 +1,102 @@
+"""Tiny models of every family and a tokenizer, made in code: no hub, no downloads."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from rayft.models.layers import LayerMap, map_layers
+
+WORDS = ["the", "it", "is", "was", "not", "very", "good", "great", "nice", "lovely", "bad", "poor", "awful", "dull"]
+WORDS += ["film", "book", "food", "song", "team", "game", "goal", "bank", "market", "price", "phone", "chip", "code"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+VOCABULARY = {token: index for index, token in enumerate(SPECIAL + WORDS)}
+NUM_BLOCKS = 3
+
+_SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": NUM_BLOCKS, "num_attention_heads": 2}
+_ENCODER = {**_SIZES, "intermediate_size": 64, "max_position_embeddings": 64}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+
+FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
+    "bert": lambda: BertConfig(**_ENCODER),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=len(VOCABULARY), dim=32, hidden_dim=64, n_layers=NUM_BLOCKS, n_heads=2, max_position_embeddings=64
+    ),
+    "roberta": lambda: RobertaConfig(**_ENCODER, **_TOKENS),
+    "electra": lambda: ElectraConfig(**_ENCODER, embedding_size=16),
+    "deberta-v2": lambda: DebertaV2Config(
+        **_ENCODER, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm"
+    ),
+    "modernbert": lambda: ModernBertConfig(
+        **_ENCODER, **_TOKENS, cls_token_id=2, sep_token_id=3, attention_dropout=0.1, mlp_dropout=0.1
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=len(VOCABULARY), n_embd=32, n_layer=NUM_BLOCKS, n_head=2, n_positions=64, **_TOKENS
+    ),
+    "llama": lambda: LlamaConfig(**_ENCODER, **_TOKENS, num_key_value_heads=2),
+}
+"""Configs of three blocks and hidden size 32, by family."""
+
+
+def tiny_model(family: str, num_labels: int = 3) -> PreTrainedModel:
+    """A tiny classifier of the family, with the same random weights each time."""
+    config = FAMILIES[family]()
+    config.num_labels = num_labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+@cache
+def tiny_layers(family: str) -> LayerMap:
+    return map_layers(tiny_model(family))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, BERT's special tokens, single rows and pairs."""
+    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, VOCABULARY[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`model_folder(family)`: a folder with the family's tiny pretrained base model and the tokenizer."""
+
+    @cache
+    def folder(family: str) -> Path:
+        path = tmp_path_factory.mktemp("models") / family
+        tiny_model(family).base_model.save_pretrained(path)
+        tiny_tokenizer().save_pretrained(path)
+        return path
+
+    return folder

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from rayft.data.batches import collate, eval_batches, shard, train_batches
+from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.splits import Rows, Splits
+
+LENGTHS = np.random.default_rng(0).integers(3, 129, size=2003)
+
+
+def every(batches: list[NDArray[np.int64]]) -> list[int]:
+    return sorted(np.concatenate(batches).tolist())
+
+
+def padded_tokens(batches: list[NDArray[np.int64]]) -> int:
+    return sum(len(batch) * int(LENGTHS[batch].max()) for batch in batches)
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(2003, 16), (2003, 1), (2000, 16), (7, 16), (1, 1)])
+def test_every_row_once_and_only_the_last_batch_smaller(rows: int, batch_size: int) -> None:
+    batches = train_batches(LENGTHS[:rows], batch_size, seed=0, epoch=1)
+    assert every(batches) == list(range(rows))
+    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
+    assert len(batches) == -(-rows // batch_size)
+
+
+def test_a_pure_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        np.random.random()  # the global state must not matter
+        return np.concatenate(train_batches(LENGTHS, 16, seed, epoch)).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+
+
+def test_batches_hold_rows_of_similar_length_in_no_order() -> None:
+    batches = train_batches(LENGTHS, 16, seed=0, epoch=1)
+    assert padded_tokens(batches) < 1.06 * LENGTHS.sum()
+    longest = np.array([LENGTHS[batch].max() for batch in batches])
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.3
+
+
+def test_the_smaller_last_batch_is_not_always_the_longest_rows() -> None:
+    lasts = np.concatenate([train_batches(LENGTHS, 16, seed=0, epoch=epoch)[-1] for epoch in range(200)])
+    assert LENGTHS[lasts].mean() == pytest.approx(LENGTHS.mean(), rel=0.1)
+
+
+def test_eval_batches_hold_every_row_within_the_budget_longest_first() -> None:
+    batches = eval_batches(LENGTHS, 1024)
+    assert every(batches) == list(range(len(LENGTHS)))
+    assert all(len(batch) * LENGTHS[batch].max() <= 1024 for batch in batches)
+    assert padded_tokens(batches) < 1.06 * LENGTHS.sum()
+    assert LENGTHS[batches[0][0]] == LENGTHS.max()
+    assert len(batches) < 1.15 * LENGTHS.sum() / 1024
+
+
+def test_eval_rows_longer_than_the_budget_go_alone() -> None:
+    batches = eval_batches(np.array([4, 9, 2, 8]), 6)
+    assert [batch.tolist() for batch in batches] == [[1], [3], [0], [2]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_shards_are_a_partition_and_even(world_size: int) -> None:
+    indices = np.arange(100, 105)
+    shards = [shard(indices, rank, world_size) for rank in range(world_size)]
+    assert every(shards) == indices.tolist()
+    sizes = [len(part) for part in shards]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.fixture
+def encoded(tmp_path: Path, bare_tokenizer: PreTrainedTokenizerBase) -> EncodedData:
+    rows = Rows(["one", "two three four", "five one"], None, np.array([1, 0, 1]))
+    encode_splits(Splits(rows, rows, None, Rows(["one"], None, None), ("a", "b"), ()), bare_tokenizer, 8, tmp_path)
+    return EncodedData.open(tmp_path)
+
+
+def test_collate_pads_on_the_right_to_the_longest(encoded: EncodedData) -> None:
+    batch = collate(encoded.train, np.array([2, 1]), pad_token_id=9)
+    assert batch["input_ids"].tolist() == [[5, 1, 9], [2, 3, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["labels"].tolist() == [1, 0]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert collate(encoded.train, np.array([0]), pad_token_id=9)["input_ids"].tolist() == [[1]]
+
+
+def test_collate_without_labels(encoded: EncodedData) -> None:
+    assert encoded.unlabeled is not None
+    assert set(collate(encoded.unlabeled, np.array([0]), pad_token_id=0)) == {"input_ids", "attention_mask"}
+
+
+def test_collate_equals_the_tokenizers_own_padding(tmp_path: Path, bert_tokenizer: PreTrainedTokenizerBase) -> None:
+    texts, pairs = ["a text", "another, longer text", "x"], ["pair", "p", "the longest of all of the pairs here"]
+    rows = Rows(texts, pairs, np.array([0, 1, 0]))
+    encode_splits(Splits(rows, rows, None, None, ("a", "b"), ()), bert_tokenizer, 32, tmp_path)
+    assert isinstance(bert_tokenizer.pad_token_id, int)
+    batch = collate(EncodedData.open(tmp_path).train, np.array([0, 1, 2]), bert_tokenizer.pad_token_id)
+    expected = bert_tokenizer(texts, pairs, padding=True, return_tensors="pt")
+    assert set(batch) == {*expected, "labels"}
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor)

@@ -1,0 +1,35 @@
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rayft.export.score
+from rayft.export.score import classification_metrics
+from rayft.training.metrics import compute_metrics
+
+
+def test_imports_nothing_of_rayft() -> None:
+    tree = ast.parse(Path(rayft.export.score.__file__).read_text())
+    imported = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert imported
+    assert not [name for name in imported if name.split(".")[0] == "rayft"]
+
+
+def test_metrics_by_hand() -> None:
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]]))
+    metrics = classification_metrics(logits, np.array([0, 1, 0, 0]))
+    assert metrics["loss"] == pytest.approx(-np.log([0.5, 0.8, 0.2, 0.6]).mean())
+    assert metrics["accuracy"] == 0.75
+    assert metrics["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert metrics["weighted_f1"] == pytest.approx(0.75 * 4 / 5 + 0.25 * 2 / 3)
+    assert metrics["matthews_correlation"] == pytest.approx(2 / np.sqrt(12))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agrees_with_the_search(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(scale=30, size=(50, 4)).astype(np.float32)  # far apart, so that exp() would overflow
+    labels = generator.integers(0, 3, 50)  # the last class has no row
+    assert classification_metrics(logits.astype(np.float64), labels) == pytest.approx(compute_metrics(logits, labels))

@@ -1,0 +1,124 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rayft.report.tables import (
+    format_duration,
+    format_params,
+    output_console,
+    ranked,
+    trials_json,
+    trials_table,
+    winner_table,
+)
+from rayft.sweep.study import TrialRecord
+
+COMPLETE = TrialRecord(
+    number=0,
+    state="complete",
+    params={"learning_rate": 2.1234e-05, "strategy": "partial", "freeze_depth": 3},
+    value=0.91237,
+    best_epoch=3,
+    epochs=4,
+    values={1: 0.8, 2: 0.85, 3: 0.91237, 4: 0.9},
+    metrics={"accuracy": 0.91237, "loss": 0.3},
+    seconds=72.4,
+    checkpoint="trials/0/checkpoint-3",
+    digest="ab",
+)
+PRUNED = TrialRecord(number=1, state="pruned", params={"strategy": "full"}, value=0.95, best_epoch=1, epochs=1)
+FAILED = TrialRecord(
+    number=2,
+    state="failed",
+    params={"strategy": "lora"},
+    value=0.99,
+    best_epoch=1,
+    epochs=1,
+    reason="train loss is nan",
+)
+RUNNING = TrialRecord(number=3, state="running", params={"strategy": "full"})
+RECORDS = [RUNNING, FAILED, COMPLETE, PRUNED]
+
+
+def lines(renderable: object) -> list[str]:
+    text = io.StringIO()
+    output_console(text).print(renderable)
+    return [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+
+
+def test_the_best_comes_first_and_failures_never_lead() -> None:
+    assert [record.number for record in ranked(RECORDS, "max")] == [1, 0, 2, 3]
+    assert [record.number for record in ranked(RECORDS, "min")] == [0, 1, 2, 3]
+
+
+def test_table_is_plain_text_where_there_is_no_terminal() -> None:
+    title, _, *rows = lines(trials_table(RECORDS, "accuracy", "max"))
+    assert title.split() == ["trial", "state", "accuracy", "epochs", "time", "parameters"]
+    assert rows[1].split() == [
+        *("0", "complete", "0.9124", "4", "1m12s"),
+        *("strategy=partial", "learning_rate=2.12e-05", "freeze_depth=3"),
+    ]
+    assert [row.split()[0] for row in rows] == ["1", "0", "2", "train", "3"]
+    assert "\x1b" not in "".join(rows)
+
+
+def test_a_long_row_of_a_piped_table_is_not_broken_at_80_columns() -> None:
+    params = {f"hyperparameter_{index}": 0.125 for index in range(5)}
+    rows = lines(trials_table([TrialRecord(number=7, state="complete", params=params)], "accuracy", "max"))
+    assert len(rows) == 3
+    assert rows[2].endswith("hyperparameter_4=0.125")
+
+
+def test_table_fits_a_narrow_terminal() -> None:
+    text = io.StringIO()
+    Console(file=text, force_terminal=True, width=60).print(trials_table(RECORDS, "matthews_correlation", "max"))
+    plain = Console(file=io.StringIO()).render_str(text.getvalue())
+    assert all(len(line) <= 60 for line in plain.plain.splitlines() if "\x1b" not in line)
+    assert "matthews_correlation" in text.getvalue()
+
+
+def test_text_with_brackets_is_not_read_as_markup() -> None:
+    record = TrialRecord(number=0, state="failed", params={}, reason="shape [red] of x[/bold]")
+    assert any("shape [red] of x[/bold]" in line for line in lines(trials_table([record], "accuracy", "max")))
+
+
+def test_json_holds_the_contract_of_the_command() -> None:
+    rows = json.loads(json.dumps(trials_json(RECORDS)))
+    assert [row["number"] for row in rows] == [0, 1, 2, 3]
+    assert rows[0] == {
+        "number": 0,
+        "state": "complete",
+        "params": {"learning_rate": 2.1234e-05, "strategy": "partial", "freeze_depth": 3},
+        "value": 0.91237,
+        "best_epoch": 3,
+        "epochs": 4,
+        "seconds": 72.4,
+        "reason": None,
+    }
+    assert rows[3]["value"] is None
+
+
+def test_winner_names_trial_scores_and_folder() -> None:
+    best = {"trial": 7, "epoch": 2, "params": {"strategy": "full"}, "validation": {"accuracy": 0.9}, "test": None}
+    shown = lines(winner_table(best, Path("runs/x/best")))
+    assert [line.split(maxsplit=1)[0] for line in shown] == ["best", "parameters", "validation", "model"]
+    assert shown[0].endswith("7, epoch 2")
+    assert shown[2].endswith("accuracy 0.9000")
+    shown = lines(winner_table({**best, "test": {"accuracy": 0.8}}, Path("runs/x/best")))
+    assert shown[3].split() == ["test", "accuracy", "0.8000"]
+
+
+def test_values_read_as_in_the_yaml() -> None:
+    params = {"batch_size": 16, "max_grad_norm": None, "strategy": "full", "weight_decay": 0.010000000001}
+    assert format_params(params) == "strategy=full batch_size=16 max_grad_norm=null weight_decay=0.01"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599, "59m59s"), (3900, "1h05m"), (90000, "25h00m")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -1,0 +1,182 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.hparams.backend_context import Context
+from tensorboard.plugins.hparams.list_session_groups import Handler as ListSessionGroups
+
+from rayft.config import METRICS, SweepConfig
+from rayft.report.tensorboard import TrialEvents
+from rayft.sweep.study import TrialRecord
+from rayft.training.results import CurvePoint, EpochResult
+
+PARAMS = {"strategy": "partial", "learning_rate": 3e-4, "batch_size": 32, "freeze_depth": 2, "max_grad_norm": None}
+
+
+def epoch_result(epoch: int, value: float) -> EpochResult:
+    curve = tuple(CurvePoint(10 * (epoch - 1) + step, 1.0 / (10 * (epoch - 1) + step), 1e-4 * step) for step in (5, 10))
+    return EpochResult(
+        epoch=epoch,
+        metrics=dict.fromkeys(METRICS, value),
+        train_loss=0.5,
+        curve=curve,
+        seconds=8.0,
+        samples_per_second=40.0,
+        padding=0.1,
+    )
+
+
+def complete(number: int) -> TrialRecord:
+    metrics = {"loss": 0.25, **dict.fromkeys(METRICS[1:], 0.75)}
+    return TrialRecord(
+        number=number, state="complete", params=PARAMS, value=0.75, best_epoch=2, epochs=3, metrics=metrics
+    )
+
+
+def read(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def plugin_data(folder: Path, tag: str) -> plugin_data_pb2.HParamsPluginData:
+    content = read(folder).SummaryMetadata(tag).plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, pytest.approx(event.value)) for event in read(folder).Scalars(tag)]
+
+
+def test_curves_have_optimiser_steps_and_metrics_have_epochs(tmp_path: Path, config: SweepConfig) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(4, PARAMS)
+        events.epoch(4, epoch_result(1, 0.5))
+        events.epoch(4, epoch_result(2, 0.75))
+        folder = tmp_path / "trials/4"
+        # read while the trial still runs
+        assert scalars(folder, "train/loss") == [(5, 1 / 5), (10, 1 / 10), (15, 1 / 15), (20, 1 / 20)]
+        assert scalars(folder, "train/learning_rate") == [(5, 5e-4), (10, 1e-3), (15, 5e-4), (20, 1e-3)]
+        assert scalars(folder, "train/samples_per_second") == [(1, 40.0), (2, 40.0)]
+        for metric in METRICS:
+            assert scalars(folder, f"validation/{metric}") == [(1, 0.5), (2, 0.75)]
+
+
+def test_points_of_a_curve_are_spread_over_the_time_of_their_epoch(tmp_path: Path, config: SweepConfig) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(0, PARAMS)
+        events.epoch(0, epoch_result(1, 0.5))
+    first, last = read(tmp_path / "trials/0").Scalars("train/loss")
+    assert last.wall_time - first.wall_time == pytest.approx(4.0)
+
+
+def test_final_metrics_are_those_of_the_best_epoch(tmp_path: Path, config: SweepConfig) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(0, PARAMS)
+        events.epoch(0, epoch_result(1, 0.5))
+        events.trial_ended(complete(0))
+    assert scalars(tmp_path / "trials/0", "best/macro_f1") == [(2, 0.75)]
+    assert scalars(tmp_path / "trials/0", "best/loss") == [(2, 0.25)]
+
+
+def test_hparams_tab_gets_the_search_space_once(tmp_path: Path, config: SweepConfig) -> None:
+    for _ in range(2):  # a resumed run describes it no second time
+        TrialEvents(tmp_path, config).close()
+    assert len(list((tmp_path / "trials").glob("events.out.tfevents.*"))) == 1
+    experiment = plugin_data(tmp_path / "trials", metadata.EXPERIMENT_TAG).experiment
+    infos = {info.name: info for info in experiment.hparam_infos}
+    assert list(infos) == list(config.search_space)
+    assert list(infos["strategy"].domain_discrete) == ["full", "partial"]
+    assert list(infos["batch_size"].domain_discrete) == [16, 32]
+    assert list(infos["max_grad_norm"].domain_discrete) == ["1", "null"]
+    assert infos["max_grad_norm"].type == api_pb2.DATA_TYPE_STRING
+    assert infos["learning_rate"].domain_interval.max_value == 1e-3
+    assert infos["freeze_depth"].domain_interval.min_value == 1
+    tags = [info.name.tag for info in experiment.metric_infos]
+    assert tags[0] == "best/macro_f1"  # the searched one
+    assert sorted(tags) == sorted(f"best/{name}" for name in METRICS)
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("complete", api_pb2.STATUS_SUCCESS), ("pruned", api_pb2.STATUS_SUCCESS), ("failed", api_pb2.STATUS_FAILURE)],
+)
+def test_hparams_tab_gets_every_searched_parameter_and_the_status(
+    tmp_path: Path, config: SweepConfig, state: str, status: int
+) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(3, PARAMS)
+        events.trial_ended(replace(complete(3), state=state))  # type: ignore[arg-type]
+    start = plugin_data(tmp_path / "trials/3", metadata.SESSION_START_INFO_TAG).session_start_info
+    assert start.group_name == "3"
+    values = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert values == {
+        "strategy": "partial",
+        "learning_rate": 3e-4,
+        "batch_size": 32,
+        "freeze_depth": 2,
+        "max_grad_norm": "null",
+    }
+    end = plugin_data(tmp_path / "trials/3", metadata.SESSION_END_INFO_TAG).session_end_info
+    assert end.status == status
+    assert end.end_time_secs >= start.start_time_secs
+
+
+def test_a_trial_that_fails_before_its_first_epoch_is_shown_without_metrics(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_ended(TrialRecord(number=0, state="failed", params=PARAMS, reason="out of memory"))
+    assert read(tmp_path / "trials/0").Tags()["scalars"] == []
+    end = plugin_data(tmp_path / "trials/0", metadata.SESSION_END_INFO_TAG).session_end_info
+    assert end.status == api_pb2.STATUS_FAILURE
+
+
+def test_steps_that_are_done_again_replace_the_lost_ones(tmp_path: Path, config: SweepConfig) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(0, PARAMS)
+        for epoch in (1, 2, 2):  # a worker was lost, its second epoch is done again
+            events.epoch(0, epoch_result(epoch, 0.5))
+        events.trial_started(0, PARAMS)
+        events.epoch(0, epoch_result(3, 0.5))
+    with TrialEvents(tmp_path, config) as events:  # the driver was killed before it knew of the third
+        events.trial_started(0, PARAMS)
+        events.epoch(0, epoch_result(3, 0.5))
+    assert [step for step, _ in scalars(tmp_path / "trials/0", "train/loss")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_writing_events_loads_no_torch() -> None:
+    code = "import sys, rayft.report.tensorboard, rayft.report.progress; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_hparams_tab_lists_each_trial_with_its_parameters_and_final_metric(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        for number in (0, 1):
+            events.trial_started(number, PARAMS)
+            events.epoch(number, epoch_result(1, 0.5))
+            events.trial_ended(replace(complete(number), metrics=dict.fromkeys(METRICS, 0.6 + number / 10)))
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
+    tab = Context(TBContext(data_provider=provider))
+    column = api_pb2.ColParams(metric=api_pb2.MetricName(tag="best/macro_f1"), order=api_pb2.ORDER_DESC)
+    request = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=[api_pb2.STATUS_SUCCESS], col_params=[column], slice_size=10
+    )
+    groups = ListSessionGroups(RequestContext(), tab, "", request).run().session_groups
+    assert [group.name for group in groups] == ["1", "0"]  # as a click on the column's title sorts them
+    for group, value in zip(groups, (0.7, 0.6), strict=True):
+        assert set(group.hparams) == set(PARAMS)
+        shown = {metric.name.tag: metric.value for metric in group.metric_values}
+        assert shown == {f"best/{name}": pytest.approx(value) for name in METRICS}

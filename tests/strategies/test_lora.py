@@ -1,0 +1,48 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rayft.config import Hyperparameters
+from rayft.errors import ModelError
+from rayft.strategies.lora import LoraStrategy
+from tests.conftest import FAMILIES, tiny_layers, tiny_model
+from tests.strategies.setups import batch, prepare
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_layer_of_the_blocks_is_adapted_and_no_other(family: str) -> None:
+    plain, layers = tiny_model(family), tiny_layers(family)
+    linear = {path for path, m in plain.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    expected = {path for path in linear if path.startswith(layers.block_path)}
+    setup = prepare("lora", family)
+    adapted = {name.partition(".lora_")[0] for name in setup.trainable() if ".lora_A." in name}
+    assert adapted == {f"base_model.model.{path}" for path in expected}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_starts_at_the_pretrained_model(family: str) -> None:
+    with torch.no_grad():
+        pretrained = tiny_model(family).eval()(**batch()).logits
+    torch.testing.assert_close(prepare("lora", family).logits(), pretrained)
+
+
+def test_rank_alpha_and_dropout_reach_the_adapters() -> None:
+    setup = prepare("lora", "bert", lora_rank=2, lora_alpha=6.0, lora_dropout=0.25)
+    adapted = setup.module.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
+    assert adapted.lora_A["default"].weight.shape == (2, 32)
+    assert adapted.scaling["default"] == 3.0
+    assert adapted.lora_dropout["default"].p == 0.25
+
+
+def test_a_fixed_l2_sp_of_other_strategies_is_not_read() -> None:
+    setup = prepare("lora", "bert", l2_sp=0.1)
+    assert setup.strategy.pretrained_names(setup.module, setup.layers) == frozenset()
+
+
+def test_blocks_without_linear_layers_are_refused() -> None:
+    nowhere = dataclasses.replace(tiny_layers("bert"), block_path="bert.elsewhere")
+    with pytest.raises(ModelError, match="strategy lora needs linear layers in the blocks"):
+        LoraStrategy().prepare(tiny_model("bert"), nowhere, Hyperparameters(strategy="lora"))
