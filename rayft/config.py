@@ -4,6 +4,7 @@ Imports neither torch nor ray, so that `rayft --help` and a typo's error are ins
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -359,6 +360,20 @@ class FaultList(ValueError):
     def __init__(self, faults: list[tuple[str, str]]) -> None:
         self.faults = faults
         super().__init__("; ".join(f"{key}: {rule}" for key, rule in faults))
+
+
+def with_absolute_paths(config: SweepConfig) -> SweepConfig:
+    """The same sweep from whichever folder, and in whichever process, it is read."""
+    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "validation", "test", "unlabeled")}
+    data = config.data.model_copy(update={name: value for name, value in sources.items() if value is not None})
+    model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
+    return config.model_copy(update={"model": model, "data": data})
+
+
+def _absolute(source: Any) -> Any:
+    if isinstance(source, list):
+        return [_absolute(item) for item in source]
+    return str(Path(source).absolute()) if isinstance(source, str) and not source.startswith("hub:") else source
 
 
 def as_list(value: Any) -> list[Any]:

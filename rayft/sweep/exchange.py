@@ -34,7 +34,7 @@ class _Slot:
     waiting: "asyncio.Future[Outcome] | None" = None
     command: Command | None = None
     losses: int = 0
-    starts_without_report: int = 0
+    progressed: bool = False
     lost: str | None = None
 
     @property
@@ -112,7 +112,7 @@ class Exchange:
     async def report(self, slot: int, trial: int, result: EpochResult) -> bool:
         """Takes in an epoch; returns whether to save a checkpoint of it at once."""
         here = self._slots[slot]
-        here.starts_without_report = 0
+        here.progressed = True
         wanted = here.command
         # A command that was sent twice is answered twice; only the epoch that is waited for counts.
         if wanted is not None and wanted.assignment.trial == trial and result.epoch == wanted.reported + 1:
@@ -122,7 +122,7 @@ class Exchange:
     async def fail(self, slot: int, trial: int, failure: TrialFailed) -> None:
         """Takes in a failure that is the trial's own."""
         here = self._slots[slot]
-        here.starts_without_report = 0
+        here.progressed = True
         if here.command is not None and here.command.assignment.trial == trial:
             here.resolve(TrialFailed(failure.kind, failure.reason, failure.detail, self._take_commits()))
 
@@ -133,6 +133,11 @@ class Exchange:
             here.command = Command(here.command.assignment, here.command.reported, micro_batch)
             here.losses -= 1  # the restart that follows is no machine's fault
 
+    async def lose(self, slot: int, reason: str) -> None:
+        """The group can't work: trials that ask for it are told so."""
+        self._slots[slot].lost = reason
+        self._slots[slot].resolve(GroupLost(reason))
+
     async def committed(self, commit: Commit) -> None:
         """A checkpoint is complete on disk."""
         self._commits.append(commit)
@@ -140,16 +145,15 @@ class Exchange:
     # --- for the driver
 
     async def group_ended(self, slot: int, reason: str) -> bool:
-        """A group's `fit` ended; returns whether to start it again."""
+        """A group's `fit` ended; returns whether to start it again, which a group that never worked is not."""
         here = self._slots[slot]
-        if self._closed:
-            return False
         here.queues = {}
-        here.starts_without_report += 1
-        if here.starts_without_report <= self._max_failures:
+        if self._closed or here.lost is not None:
+            return False
+        if here.progressed:
+            here.progressed = False
             return True
-        here.lost = reason
-        here.resolve(GroupLost(reason))
+        await self.lose(slot, reason)
         return False
 
     async def close(self) -> None:

@@ -18,7 +18,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayft.sweep.cluster import Placement
 from rayft.sweep.protocol import GroupSpec
-from rayft.sweep.worker import worker_loop
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class WorkerGroups:
         exchange: Handle of the `Exchange` actor.
         spec: What every group needs to know.
         placement: How many groups, and of what.
-        max_failures: How often a group is started again without an epoch in between.
+        max_failures: How often Ray Train starts a group's workers again.
         scratch: A folder for Ray's own files, which all nodes see.
     """
 
@@ -73,14 +72,13 @@ class WorkerGroups:
                     return
             except RayError:  # the exchange is gone, and the sweep with it
                 return
-            logger.warning("worker group %d ended and is started again: %s", slot, reason)
 
     def _fit(self, slot: int, name: str) -> str:
         """One life of a group; returns what ended it."""
         place = self._placement
         resources = {"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}
         trainer = TorchTrainer(
-            worker_loop,
+            _train_loop,
             train_loop_config={"exchange": self._exchange, "slot": slot, "spec": self._spec},
             torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
@@ -89,8 +87,8 @@ class WorkerGroups:
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=str(self._scratch),
-                # Both finite: Ray would repeat for ever a start that can't succeed. What trials lose is counted in the
-                # exchange, and a `fit` that ends after an epoch was reported is started again from here.
+                # Both finite: Ray would repeat for ever a start that can't succeed. A `fit` that ends after an epoch was
+                # reported is started again, see `Exchange.group_ended`.
                 failure_config=ray.train.FailureConfig(
                     max_failures=self._max_failures, controller_failure_limit=self._max_failures
                 ),
@@ -99,5 +97,14 @@ class WorkerGroups:
         try:
             trainer.fit()
         except (RayError, ray.train.TrainingFailedError, RuntimeError) as error:
-            return str(error).strip() or type(error).__name__
+            logger.warning("worker group %d ended", slot, exc_info=error)
+            return str(error).strip().splitlines()[-1] or type(error).__name__
         return "the group ended by itself"
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    # Not at the top: it imports transformers, whose lazy modules two threads can't import at the same time, and in the
+    # driver a thread that checks the model does so by now.
+    from rayft.sweep.worker import worker_loop
+
+    worker_loop(config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayft.config import SweepConfig
+from rayft.config import SweepConfig, with_absolute_paths
 from rayft.data.encode import MANIFEST, EncodedData, encode_splits
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import InterruptedSweep, RayftError, SweepFailedError, UserError
@@ -62,6 +62,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         SweepFailedError: No trial gave a model.
         InterruptedSweep: It was interrupted and can be resumed.
     """
+    config = with_absolute_paths(config)
     splits = load_splits(config.data, config.search.seed)
     for note in splits.notes:
         progress.note(note)

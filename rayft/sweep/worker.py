@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 
 from rayft.data.encode import EncodedData
+from rayft.errors import RayftError
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model
 from rayft.sweep.protocol import Assignment, Command, Commit, GroupSpec, TrialFailed
@@ -37,7 +38,11 @@ def worker_loop(config: dict[str, Any]) -> None:
     generation = ray.get_runtime_context().get_placement_group_id()
     workers = Workers(rank, context.get_world_size(), ray.train.torch.get_device())
     torch.set_num_threads(spec.threads)
-    group = TrialWorker(spec, workers)
+    try:
+        group = TrialWorker(spec, workers)
+    except RayftError as error:  # it would be the same again
+        ray.get(exchange.lose.remote(slot, str(error)))
+        return
     ray.get(exchange.join.remote(slot, rank, generation))
     while (command := ray.get(exchange.next_command.remote(slot, rank))) is not None:
         _carry_out(command, group, exchange, slot)
