@@ -53,12 +53,13 @@ def sweep(
     changes += [f"search.trials={trials}"] if trials is not None else []
     changes += [f"storage={json.dumps(storage)}"] if storage is not None else []
     config = load_sweep(file, changes)
+    run_name = _run_name(file.stem if name is None else name)
     from rayft.report.progress import Progress
     from rayft.report.tables import output_console
     from rayft.sweep.run import new_sweep
 
     with _located(file), Progress(config, output_console()) as progress:
-        finished = new_sweep(config, _run_name(name or file.stem), address, progress)
+        finished = new_sweep(config, run_name, address, progress)
     _show(finished)
 
 
@@ -104,23 +105,12 @@ def export(
     ] = None,
 ) -> None:
     """Writes a trial's model as a folder for transformers, and verifies it."""
-    from rayft.errors import Fault, RunError
-    from rayft.export.model_folder import export_model
     from rayft.report.tables import output_console, winner_table
-    from rayft.sweep.study import leaders
+    from rayft.sweep.run import export_trial
+    from rayft.sweep.run_folder import RunFolder
 
-    config, study = _open_run(run)
-    records = {record.number: record for record in study.records()}
-    ranked = leaders(list(records.values()), config.search.direction, 1)
-    if trial is not None and trial not in records:
-        raise RunError([Fault(str(run), f"has trials 0 to {len(records) - 1}, but no trial {trial}", "--trial")])
-    if trial is None and not ranked:
-        raise RunError([Fault(str(run), "no trial has finished an epoch yet")])
-    is_winner = bool(ranked) and trial in (None, ranked[0].number)
-    chosen = ranked[0] if trial is None else records[trial]
-    folder = to or (run / "best" if is_winner else run / f"export-{chosen.number}")
-    best = export_model(config, run.resolve(), chosen, folder.resolve(), score_test=is_winner)
-    output_console().print(winner_table(best, folder))
+    best, folder = export_trial(RunFolder.find(run), trial, to)
+    output_console().print(winner_table(best, Path(os.path.relpath(folder))))
 
 
 @app.command()
@@ -193,11 +183,9 @@ def _located(file: Path) -> Iterator[None]:
 
 def _open_run(run: Path) -> "tuple[SweepConfig, SweepStudy]":
     from rayft.sweep.run_folder import RunFolder
-    from rayft.sweep.study import SweepStudy
 
     folder = RunFolder.find(run)
-    config = folder.config()
-    return config, SweepStudy(config, config.search.study or folder.study_url)
+    return folder.config(), folder.open_study()
 
 
 def _run_name(name: str) -> str:

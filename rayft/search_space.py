@@ -1,5 +1,7 @@
 """From domains and conditions to the hyperparameters of one trial."""
 
+from collections.abc import Container
+
 import optuna
 
 from rayft.config import (
@@ -36,15 +38,11 @@ def resolve(config: SweepConfig, params: Params) -> Hyperparameters:
 
 
 def starting_points(config: SweepConfig) -> list[Params]:
-    """`search.start_with`, with inactive values left out."""
-    points = []
-    for start in config.search.start_with:
-        active: Params = {}
-        for name, domain in _parents_first(config):
-            if name in start and _is_active(config, name, domain, active | start):
-                active[name] = start[name]
-        points.append(active)
-    return points
+    """`search.start_with`, without the values that the rest of their configuration rules out."""
+    return [
+        {name: value for name, value in start.items() if _can_be_active(config, name, start)}
+        for start in config.search.start_with
+    ]
 
 
 def _parents_first(config: SweepConfig) -> list[tuple[str, Domain]]:
@@ -52,12 +50,24 @@ def _parents_first(config: SweepConfig) -> list[tuple[str, Domain]]:
 
 
 def _is_active(config: SweepConfig, name: str, domain: Domain, params: Params) -> bool:
-    strategy = params.get("strategy", config.training.strategy)
-    if name in SOME_STRATEGIES_ONLY and not any(
-        strategy == reader and name in read for reader, read in STRATEGY_HYPERPARAMETERS.items()
-    ):
+    if not _is_read(name, [params.get("strategy", config.training.strategy)]):
         return False
     return all(params.get(parent) in as_list(wanted) for parent, wanted in domain.when.items())
+
+
+def _can_be_active(config: SweepConfig, name: str, start: Params) -> bool:
+    """As `_is_active`, where values that are not given are still to be drawn."""
+    if not _is_read(name, [start["strategy"]] if "strategy" in start else config.strategies):
+        return False
+    when = config.search_space[name].when
+    return all(start[parent] in as_list(wanted) for parent, wanted in when.items() if parent in start)
+
+
+def _is_read(name: str, strategies: Container[Value]) -> bool:
+    """Whether one of the strategies reads the hyperparameter."""
+    if name not in SOME_STRATEGIES_ONLY:
+        return True
+    return any(name in read for strategy, read in STRATEGY_HYPERPARAMETERS.items() if strategy in strategies)
 
 
 def _suggest_one(trial: optuna.Trial, name: str, domain: Domain) -> Value:

@@ -1,31 +1,54 @@
 """Reads a sweep file: YAML to `SweepConfig`, with every fault at once, each at its line."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayft.config import FaultList, SweepConfig, rule_of, unknown_key_rule
+from rayft.config import SweepConfig
+from rayft.config_faults import FaultList, rule_of, shown
 from rayft.errors import SWEEP_FILE, ConfigError, Fault
 
 MAX_BYTES = 1_000_000
 
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-5 is a number and a key given twice is an error."""
-
-
-# YAML 1.1 reads 1e-5 as text; every user means the number.
+# Of YAML 1.1's plain values: 1e-5 is text there, 010 is 8, 1:30 is 90, and a date is no text. Here 1e-5 is a number and
+# all others are text.
+_INT = re.compile(r"^[-+]?(0|[1-9][0-9_]*)$")
 _FLOAT = re.compile(
     r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|\.[0-9]+[eE][-+]?[0-9]+)$|^[-+]?\.inf$|^\.nan$"
 )
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+_TAG = "tag:yaml.org,2002:"
+_RESOLVERS = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAG}bool", f"{_TAG}null")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+for _first in "-+.0123456789":
+    _RESOLVERS[_first] = [(f"{_TAG}float", _FLOAT), (f"{_TAG}int", _INT)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, lists and mappings only. Tags could build objects, and aliases gigabytes from a few lines."""
+
+    yaml_implicit_resolvers = _RESOLVERS
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        refused = "aliases" if isinstance(event, yaml.AliasEvent) else "tags" if getattr(event, "tag", None) else None
+        if refused:
+            raise yaml.composer.ComposerError(problem=f"{refused} can't be used here", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: text that looks like a number to it is quoted, and nothing is an alias."""
+
+    yaml_implicit_resolvers = _RESOLVERS
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def load_sweep(path: Path, overrides: list[str] | None = None) -> SweepConfig:
@@ -39,46 +62,37 @@ def load_sweep(path: Path, overrides: list[str] | None = None) -> SweepConfig:
         ConfigError: With every fault that was found.
     """
     node = _compose(path)
-    loader = _Loader("")
     try:
-        raw = loader.construct_document(node) if node is not None else {}
-    except yaml.YAMLError as error:  # an unknown tag, a key that can't be one
+        raw = None if node is None else _Loader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:  # a number of thousands of digits
         raise ConfigError([_yaml_fault(path, error)]) from None
     if not isinstance(raw, dict):
         raise ConfigError([Fault(str(path), f"must be a mapping of keys such as model and data, but is {_kind(raw)}")])
-    for override in overrides or []:
-        _apply(raw, override)
-    return validate(raw, path, _lines(node))
-
-
-def validate(raw: dict[str, Any], path: Path, lines: dict[str, int]) -> SweepConfig:
-    """Turns a mapping into a `SweepConfig`; faults carry the line of their key."""
+    places = _places(path, node)
+    faults = [fault for override in overrides or [] if (fault := _apply(raw, places, override))]
+    if faults:
+        raise ConfigError(faults)
     try:
-        return SweepConfig(**raw)
+        return SweepConfig.model_validate(raw)
     except ValidationError as error:
-        pairs = [pair for entry in error.errors() for pair in _faults_of(entry, raw)]
-    except TypeError:  # a top-level key that is not text
-        odd = [key for key in raw if not isinstance(key, str)]
-        pairs = [(str(key), "keys must be text") for key in odd]
-    # Every member of a union complains; the first complaint, which is the most specific one, is enough.
-    pairs = [pair for n, pair in enumerate(pairs) if pair[0] not in _UNIONS or pair[0] not in dict(pairs[:n])]
-    faults = [Fault(_place(path, key, lines), rule, key) for key, rule in dict.fromkeys(pairs)]
-    raise ConfigError(faults)
+        pairs = [pair for entry in error.errors() for pair in _faults_of(entry)]
+    raise ConfigError([Fault(_place(path, key, places), rule, key) for key, rule in dict.fromkeys(pairs)])
 
 
 def locate(path: Path, faults: list[Fault]) -> list[Fault]:
     """Gives faults that name no file the sweep file and the line of their key."""
     try:
-        lines = _lines(_compose(path))
+        places = _places(path, _compose(path))
     except ConfigError:
-        lines = {}
-    found = [Fault(_place(path, fault.key or "", lines), fault.rule, fault.key) for fault in faults]
+        places = {}
+    found = [Fault(_place(path, fault.key or "", places), fault.rule, fault.key) for fault in faults]
     return [new if old.where == SWEEP_FILE else old for old, new in zip(faults, found, strict=True)]
 
 
 def dump_sweep(config: SweepConfig) -> str:
-    """The YAML of a whole configuration, defaults included."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    """The YAML of a configuration, without the defaults that it leaves as they are."""
+    values = config.model_dump(mode="json", exclude_unset=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _compose(path: Path) -> yaml.Node | None:
@@ -92,123 +106,103 @@ def _compose(path: Path) -> yaml.Node | None:
         raise ConfigError([Fault(str(path), "no such file")]) from None
     except IsADirectoryError:
         raise ConfigError([Fault(str(path), "is a folder; a sweep file was expected")]) from None
-    except PermissionError:
-        raise ConfigError([Fault(str(path), "may not be read by this user")]) from None
+    except OSError as error:
+        raise ConfigError([Fault(str(path), f"can't be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([Fault(str(path), f"must be UTF-8 text, but byte {error.start} is not")]) from None
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError([_yaml_fault(path, error)]) from None
-    duplicates = list(_duplicate_keys(path, node)) if node is not None else []
-    if duplicates:
-        raise ConfigError(duplicates)
+    except RecursionError:
+        raise ConfigError([Fault(str(path), "is nested too deeply")]) from None
+    faults = list(_key_faults(path, node)) if node is not None else []
+    if faults:
+        raise ConfigError(faults)
     return node
 
 
-def _yaml_fault(path: Path, error: yaml.YAMLError) -> Fault:
+def _yaml_fault(path: Path, error: Exception) -> Fault:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return Fault(f"{path}:{mark.line + 1}" if mark else str(path), f"is not valid YAML: {problem}")
 
 
-def _duplicate_keys(path: Path, node: yaml.Node, prefix: str = "") -> Any:
+def _key_faults(path: Path, node: yaml.Node, prefix: str = "") -> Iterator[Fault]:
+    """Keys that are given twice, and keys that are not text."""
     if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            yield from _duplicate_keys(path, child, prefix)
+        for index, child in enumerate(node.value):
+            yield from _key_faults(path, child, f"{prefix}{index}.")
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, child in node.value:
-            line, name = key.start_mark.line + 1, f"{prefix}{key.value}"
+            line = key.start_mark.line + 1
+            if key.tag != f"{_TAG}str":
+                wrong = shown(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                yield Fault(f"{path}:{line}", f"keys must be text, but got {wrong}", prefix.rstrip(".") or None)
+                continue
+            name = f"{prefix}{key.value}"
             if name in seen:
                 yield Fault(f"{path}:{line}", f"given twice, first on line {seen[name]}", name)
             seen[name] = line
-            yield from _duplicate_keys(path, child, f"{name}.")
+            yield from _key_faults(path, child, f"{name}.")
 
 
-def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    """The line (from 1) of every dotted key."""
-    lines: dict[str, int] = {}
+def _places(path: Path, node: yaml.Node | None, prefix: str = "") -> dict[str, str]:
+    """The file and line (from 1) of every dotted key."""
+    places: dict[str, str] = {}
+    children: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, child in node.value:
-            name = f"{prefix}{key.value}"
-            lines[name] = key.start_mark.line + 1
-            lines |= _lines(child, f"{name}.")
+        children = [(key.value, key, child) for key, child in node.value]
     if isinstance(node, yaml.SequenceNode):
-        for index, child in enumerate(node.value):
-            lines[f"{prefix}{index}"] = child.start_mark.line + 1
-            lines |= _lines(child, f"{prefix}{index}.")
-    return lines
+        children = [(str(index), child, child) for index, child in enumerate(node.value)]
+    for name, at, child in children:
+        places[f"{prefix}{name}"] = f"{path}:{at.start_mark.line + 1}"
+        places |= _places(path, child, f"{prefix}{name}.")
+    return places
 
 
-def _place(path: Path, key: str, lines: dict[str, int]) -> str:
-    """The file, with the line of the key or of the nearest key above it."""
+def _place(path: Path, key: str, places: dict[str, str]) -> str:
+    """Where the key was given, or the nearest key above it; the file if none was."""
     parts = key.split(".")
     while parts:
-        if ".".join(parts) in lines:
-            return f"{path}:{lines['.'.join(parts)]}"
+        if place := places.get(".".join(parts)):
+            return place
         parts.pop()
     return str(path)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _apply(raw: dict[str, Any], places: dict[str, str], override: str) -> Fault | None:
+    """Replaces one value, and its place; or says what is wrong with the override."""
     key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError([Fault("--set", f"must be KEY=VALUE such as search.trials=4, but got {override!r}")])
+    *parents, last = key.split(".")
+    if not equals or not all([*parents, last]):
+        return Fault("--set", f"must be KEY=VALUE such as search.trials=4, but got {shown(override)}")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError([Fault("--set", f"{text!r} is not a YAML value", key)]) from None
-    *parents, last = key.split(".")
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return Fault("--set", f"{shown(text)} is not a YAML value", key)
     level: Any = raw
-    for parent in parents:
-        level = level.setdefault(parent, {})
+    for depth, parent in enumerate(parents, start=1):
+        places.setdefault(".".join(parents[:depth]), "--set")
+        if level.get(parent) is None:
+            level[parent] = {}
+        level = level[parent]
         if not isinstance(level, dict):
-            raise ConfigError([Fault("--set", f"{parent} is not a section", key)])
+            return Fault("--set", f"{parent} is not a section", key)
     level[last] = value
+    for below in [name for name in places if name.startswith(f"{key}.")]:
+        del places[below]
+    places[key] = "--set"
+    return None
 
 
-def _faults_of(error: Any, raw: dict[str, Any]) -> list[tuple[str, str]]:
-    """A pydantic error as (dotted key, rule) pairs."""
+def _faults_of(error: Any) -> list[tuple[str, str]]:
+    """A pydantic error's entry as (dotted key, rule) pairs."""
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, FaultList):
         return cause.faults
-    key = _dotted(error["loc"], raw)
-    if error["type"] == "extra_forbidden":
-        return [(key, unknown_key_rule(str(error["loc"][-1]), _known_keys(error["loc"][:-1])))]
-    if key in _UNIONS and not error["type"].startswith(("greater_", "less_", "value_")):
-        return [(key, f"must be {_UNIONS[key]}, but got {error['input']!r}")]
-    return [(key, rule_of(error))]
-
-
-_SOURCE = "a file, a glob, a list of files, a saved dataset folder or hub:NAME[:CONFIG]"
-_UNIONS = {
-    "data.train": _SOURCE,
-    "data.validation": f"a fraction between 0 and 1, or {_SOURCE}",
-    "data.test": f"a fraction between 0 and 1, or {_SOURCE}",
-    "data.unlabeled": _SOURCE,
-    "data.columns.text": "a column, or a list of two columns",
-    "cluster.concurrent_trials": "an integer of at least 1, or auto",
-    "cluster.gpus_per_worker": "a number, or auto",
-}
-
-
-def _dotted(location: tuple[Any, ...], raw: Any) -> str:
-    """The key of a pydantic location, without the names that pydantic adds for the members of a union."""
-    parts: list[str] = []
-    level = raw
-    for part in location:
-        if isinstance(level, dict) and part not in level and parts and not _is_field(parts, part):
-            continue
-        if not isinstance(level, dict | list) and parts and raw:
-            continue
-        parts.append(str(part))
-        level = level.get(part) if isinstance(level, dict) else None
-    return ".".join(parts)
-
-
-def _is_field(parents: list[str], name: Any) -> bool:
-    return str(name) in _known_keys(tuple(parents))
+    return [(".".join(map(str, error["loc"])), rule_of(error, _known_keys(error["loc"][:-1])))]
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
@@ -225,4 +219,6 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
 
 
 def _kind(raw: Any) -> str:
-    return "empty" if raw is None else f"a {type(raw).__name__}"
+    if isinstance(raw, list):
+        return "a list"
+    return "empty" if raw is None else shown(raw)

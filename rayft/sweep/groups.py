@@ -1,15 +1,12 @@
 """Warm worker groups: one `TorchTrainer.fit()` per trial that runs side by side, each alive for the whole sweep."""
 
+import contextlib
+import itertools
 import logging
-import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
-
-# Read by Ray when it is imported, and handed on to the processes that it starts. The controller sleeps this long
-# between looks at its workers, at start-up too; the watcher for spot nodes' notices is one more process for each group.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 import ray
 import ray.train
@@ -56,28 +53,37 @@ class WorkerGroups:
             thread.start()
 
     def stop(self) -> bool:
-        """Asks the groups to end; returns whether all did."""
-        ray.get(self._exchange.close.remote())
+        """Asks the groups to end; returns whether all did within `STOP_SECONDS`."""
+        deadline = time.monotonic() + STOP_SECONDS
+        with contextlib.suppress(RayError):  # the exchange is gone, which ends the groups as well
+            ray.get(self._exchange.close.remote())
         for thread in self._threads:
-            thread.join(STOP_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _keep_alive(self, slot: int) -> None:
-        starts = 0
-        while True:
-            starts += 1
-            reason = self._fit(slot, f"group-{slot}-{starts}")
+        restart = True
+        starts = itertools.count(1)
+        while restart:
+            reason = self._fit(slot, f"group-{slot}-{next(starts)}")
             try:
-                if not ray.get(self._exchange.group_ended.remote(slot, reason)):
-                    return
+                restart = ray.get(self._exchange.group_ended.remote(slot, reason))
             except RayError:  # the exchange is gone, and the sweep with it
-                return
+                restart = False
 
     def _fit(self, slot: int, name: str) -> str:
         """One life of a group; returns what ended it."""
+        try:
+            self._trainer(slot, name).fit()
+        except Exception as error:  # whatever it is, a trial may be waiting for this group and has to be told
+            logger.warning("worker group %d ended", slot, exc_info=error)
+            return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return "the group ended by itself"
+
+    def _trainer(self, slot: int, name: str) -> TorchTrainer:
         place = self._placement
         resources = {"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}
-        trainer = TorchTrainer(
+        return TorchTrainer(
             _train_loop,
             train_loop_config={"exchange": self._exchange, "slot": slot, "spec": self._spec},
             torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
@@ -87,19 +93,13 @@ class WorkerGroups:
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=str(self._scratch),
-                # Both finite: Ray would repeat for ever a start that can't succeed. A `fit` that ends after an epoch was
-                # reported is started again, see `Exchange.group_ended`.
+                # Both finite: Ray would repeat for ever a start that can't succeed. A `fit` that ends after its workers
+                # had come up is started again, see `Exchange.group_ended`.
                 failure_config=ray.train.FailureConfig(
                     max_failures=self._max_failures, controller_failure_limit=self._max_failures
                 ),
             ),
         )
-        try:
-            trainer.fit()
-        except (RayError, ray.train.TrainingFailedError, RuntimeError) as error:
-            logger.warning("worker group %d ended", slot, exc_info=error)
-            return str(error).strip().splitlines()[-1] or type(error).__name__
-        return "the group ended by itself"
 
 
 def _train_loop(config: dict[str, Any]) -> None:

@@ -56,20 +56,17 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Commit:
-    """A checkpoint is complete on disk."""
-
-    trial: int
-    epoch: int
-    digest: str
-
-
-@dataclass(frozen=True)
 class EpochDone:
-    """One epoch of a trial, and what was committed since the last message."""
+    """One epoch of a trial.
+
+    Attributes:
+        result: What it gave.
+        digest: Of the epoch's checkpoint, which an epoch that leads the sweep has before it is reported: what is on
+            record can be exported.
+    """
 
     result: EpochResult
-    commits: tuple[Commit, ...] = ()
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,17 +77,18 @@ class TrialFailed:
         kind: What kind of failure.
         reason: One line for the user.
         detail: The traceback, for the log.
+        restarts: Whether the group's workers end with it and are started again.
     """
 
     kind: FailureKind
     reason: str
     detail: str = ""
-    commits: tuple[Commit, ...] = ()
+    restarts: bool = False
 
 
 @dataclass(frozen=True)
 class GroupLost:
-    """The worker group can't be started, so no trial can go on there."""
+    """The worker group can't be started, so that its trial has to go on elsewhere."""
 
     reason: str
 

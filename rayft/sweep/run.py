@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
 from rayft.config import SweepConfig, with_absolute_paths
 from rayft.data.encode import MANIFEST, EncodedData, encode_splits
 from rayft.data.splits import Splits, load_splits
-from rayft.errors import InterruptedSweep, RayftError, SweepFailedError, UserError
+from rayft.errors import Fault, InterruptedSweep, RayftError, RunError, SweepFailedError, UserError
 from rayft.report.progress import Progress
 from rayft.sweep.interruption import Interruption
+from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.study import SweepStudy, TrialRecord, leaders
@@ -25,16 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-# Tune writes no files that rayft reads; its own log files cost time in every epoch. A failed trial has no metric.
-TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,8 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         try:
             return _run(config, run, address, progress, splits)
         except UserError:
-            shutil.rmtree(run.path)
+            if not run.open_study().records():
+                shutil.rmtree(run.path)
             raise
 
 
@@ -96,32 +90,58 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
         return _run(config, run, address, progress, splits)
 
 
-def export_winner(config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress) -> dict[str, Any]:
-    """Exports the best trial that has a checkpoint to `best/`, unless it lies there already.
+def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> TrialRecord:
+    """The best trial, of those whose checkpoint still exists.
 
     Raises:
+        SweepFailedError: There is none.
+    """
+    records = study.records()
+    for trial in leaders(records, config.search.direction, len(records)):
+        if trial.checkpoint is not None and (run.path / trial.checkpoint).is_dir():
+            return trial
+    raise SweepFailedError(_why_nothing_won(records))
+
+
+def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[dict[str, Any], Path]:
+    """Exports one trial of a run that no sweep is working on.
+
+    Args:
+        run: The run folder.
+        number: The trial; the winner if None.
+        to: The model folder; if None `best/` for the winner, and `export-NUMBER/` for others.
+
+    Returns:
+        What `rayft.json` holds, and the model folder.
+
+    Raises:
+        RunError: There is no such trial, or it has no checkpoint.
         SweepFailedError: No trial has one.
     """
+    from rayft.export.model_folder import export_model
+
+    with run.lock():
+        config, study = run.config(), run.open_study()
+        records = study.records()
+        if number is not None and number not in range(len(records)):
+            rule = f"must be one of 0 to {len(records) - 1}, but got {number}" if records else "no trial has started"
+            raise RunError([Fault(str(run.path), rule, "--trial")])
+        winner = find_winner(config, run, study)
+        trial = winner if number is None else records[number]
+        is_winner = trial.number == winner.number  # the test split is for the winner only
+        folder = to or (run.best if is_winner else run.path / f"export-{trial.number}")
+        return export_model(config, run.path, trial, folder.resolve(), score_test=is_winner), folder
+
+
+def _export_winner(config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress) -> dict[str, Any]:
+    """Exports the winner to `best/`, unless it lies there already."""
     from rayft.export.model_folder import RECORD, export_model
 
-    records = study.records()
-    ranked = leaders(records, config.search.direction, len(records))
-    kept = [record for record in ranked if record.checkpoint and (run.path / record.checkpoint / MANIFEST).exists()]
-    if not kept:
-        raise SweepFailedError(_why_nothing_won(records))
-    winner = kept[0]
-    if winner is not ranked[0]:
-        progress.note(
-            f"trial {ranked[0].number} is better, but its checkpoint was lost; trial {winner.number} is exported"
-        )
+    winner = find_winner(config, run, study)
     record = run.best / RECORD
     if record.exists():
         best: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if (best["trial"], best["epoch"], best["checkpoint_digest"]) == (
-            winner.number,
-            winner.best_epoch,
-            winner.digest,
-        ):
+        if (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
     return export_model(config, run.path, winner, run.best, score_test=True)
@@ -132,47 +152,43 @@ def _run(
 ) -> Finished:
     handler = _log_to(run.log)
     try:
-        study = SweepStudy(config, config.search.study or run.study_url)
+        study = run.open_study()
+        study.enqueue_start_with()
         done = [record for record in study.records() if record.state != "running"]
         progress.started(config.search.trials, done)
-        if len(done) < config.search.trials:
-            with Interruption() as interruption:
-                _search(config, run, study, address, progress, interruption, splits)
+        to_run = config.search.trials - len(done)
+        if to_run > 0:
+            _search(OpenSweep(config, run, study, progress, to_run), address, splits)
         progress.stop()
-        best = export_winner(config, run, study, progress)
+        best = _export_winner(config, run, study, progress)
         return Finished(run, config, study.records(), best)
     except RayftError as error:
         logger.error("%s", error)
         raise
+    except (OSError, SQLAlchemyError, StorageInternalError) as error:
+        logger.exception("the sweep failed")
+        raise SweepFailedError(f"{error}; see {run.log}, and go on with: rayft resume {run.path}") from None
     finally:
         progress.stop()
         logging.getLogger("rayft").removeHandler(handler)
         handler.close()
 
 
-def _search(
-    config: SweepConfig,
-    run: RunFolder,
-    study: SweepStudy,
-    address: str | None,
-    progress: Progress,
-    interruption: Interruption,
-    splits: Splits | None,
-) -> None:
+def _search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
     """Runs the trials that are still to run."""
-    os.environ.update(TUNE_ENVIRONMENT)
+    config, run = sweep.config, sweep.run
     deadline = time.monotonic() + (config.search.time_limit or math.inf)
     label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
     # Ray takes seconds to start, most of them waiting. The model is checked meanwhile, and the data is encoded while
     # the worker groups come up.
-    with ThreadPoolExecutor(1) as background:
+    with Interruption() as interruption, ThreadPoolExecutor(1) as background:
         checked = background.submit(_check, config, len(label_names))
         encoded = background.submit(_encode, config, run, splits, checked)
-        from rayft.sweep import cluster
+        from rayft.sweep import cluster  # takes seconds as well
         from rayft.sweep.distributed import run_trials
 
         with cluster.connected(address):
-            placement = cluster.plan(cluster.node_resources(), config.cluster, config.search.trials)
+            placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
             spec = GroupSpec(
                 model=config.model,
                 label_names=label_names,
@@ -184,20 +200,12 @@ def _search(
                 metric=config.search.metric,
                 mode=config.search.direction,
             )
-            lost = run_trials(
-                config, run, study, progress, spec, placement, encoded, lambda: _is_over(interruption, deadline)
-            )
-    if lost is not None:
-        raise SweepFailedError(f"no worker group can be started, the run can be resumed: {lost}")
+            run_trials(sweep, spec, placement, encoded, lambda: interruption.requested or time.monotonic() > deadline)
     if interruption.requested:
         raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.path}")
-    for record in study.records():
+    for record in sweep.study.records():
         if record.state == "running":
-            study.finish(record.number, reason="stopped by search.time_limit")
-
-
-def _is_over(interruption: Interruption, deadline: float) -> bool:
-    return interruption.requested or time.monotonic() > deadline
+            sweep.study.finish(record.number, reason="stopped by search.time_limit")
 
 
 def _check(config: SweepConfig, num_labels: int) -> "PreTrainedTokenizerBase":

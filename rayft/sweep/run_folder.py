@@ -1,6 +1,7 @@
 """The run folder: where everything of a sweep lies, and the lock that keeps a second writer out."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ from typing import IO, Self
 
 from rayft.config import SweepConfig
 from rayft.errors import SWEEP_FILE, Fault, RunError
-from rayft.sweep.study import checkpoint_path
+from rayft.sweep.study import SweepStudy, checkpoint_path
 from rayft.sweep_file import dump_sweep, load_sweep
 
 PACKAGES = ("rayft", "ray", "torch", "transformers", "peft", "optuna", "datasets", "scikit-learn", "numpy")
@@ -67,10 +68,13 @@ class RunFolder:
             raise RunError([Fault(str(path), "is not a run folder: it has no sweep.yaml")])
         return cls(path.resolve())
 
-    @property
-    def study_url(self) -> str:
-        """The study that lies in the folder."""
-        return f"sqlite:///{self.path / 'study.db'}"
+    def open_study(self) -> SweepStudy:
+        """The sweep's study: the file in the folder, or the run's own one in the database that the sweep names."""
+        config = self.config()
+        if config.search.study is None:
+            return SweepStudy(config, f"sqlite:///{self.path / 'study.db'}")
+        own_name = f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
+        return SweepStudy(config, config.search.study, own_name)
 
     @property
     def encoded(self) -> Path:

@@ -12,6 +12,9 @@ from rayft.sweep.protocol import Assignment
 from rayft.sweep.scheduler import replay
 from rayft.sweep.study import SweepStudy
 
+LATER = None
+"""What a searcher answers while it has no trial to give."""
+
 
 class DriverOnly:
     """For objects that Tune would pickle into files of its own, which rayft neither reads nor trusts."""
@@ -36,6 +39,7 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
         self._scheduler = scheduler
         self._config = config
         self._free_slots = list(range(slots))
+        self._running: set[int] = set()
         records = study.records()
         self._unfinished = [record.number for record in records if record.state == "running"]
         self.remaining = max(0, config.search.trials - len(records)) + len(self._unfinished)
@@ -46,30 +50,39 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Tune's hook: the configuration of the next trial, None for later, FINISHED for never."""
         if not self._free_slots:
-            return None
+            return LATER
         while self._unfinished:
             number = self._unfinished.pop(0)
             self.remaining -= 1
             record = self._study.record(number)
             # The decision on the last recorded epoch may not have been carried out.
-            stopped = bool(record.values) and replay(self._scheduler, self._config, record, trial_id)
-            if stopped or record.epochs >= self._config.training.epochs:
+            if replay(self._scheduler, self._config, record) or record.epochs >= self._config.training.epochs:
                 self._study.finish(number)
                 continue
             return self._configure(number, self._study.reopen(number), record.epochs)
         if self.remaining == 0:
-            return str(Searcher.FINISHED)
+            # A trial that is running may still be given back, and come to another group.
+            return LATER if self._running else str(Searcher.FINISHED)
         self.remaining -= 1
         number, params = self._study.ask()
         return self._configure(number, params, 0)
 
     def release(self, slot: int) -> None:
-        """A trial has left its slot."""
+        """A trial is over and has left its slot."""
+        self._running.remove(slot)
         self._free_slots.append(slot)
 
+    def give_back(self, slot: int, number: int) -> bool:
+        """A trial's slot is lost: the trial goes on in another one; returns whether there is any."""
+        self._running.remove(slot)
+        self._unfinished.append(number)
+        self.remaining += 1
+        return bool(self._free_slots or self._running)
+
     def _configure(self, number: int, params: dict[str, Any], reported: int) -> dict[str, Any]:
-        assignment = Assignment(number, resolve(self._config, params))
-        return {"slot": self._free_slots.pop(0), "assignment": assignment, "reported": reported}
+        slot = self._free_slots.pop(0)
+        self._running.add(slot)
+        return {"slot": slot, "assignment": Assignment(number, resolve(self._config, params)), "reported": reported}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's hook; the recorder does the telling, since it also hears what Tune keeps from searchers."""

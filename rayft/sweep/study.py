@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,7 +37,8 @@ class TrialRecord:
         values: The search metric by epoch.
         metrics: Every validation metric of the best epoch.
         seconds: Time spent in finished epochs.
-        checkpoint: The best epoch's checkpoint, relative to the run folder, if it was kept.
+        checkpoint: The best epoch's checkpoint, relative to the run folder, if it led the sweep when it was reported;
+            deleted again once three other trials are better.
         digest: That checkpoint's SHA-256, as the worker that wrote it reported.
         reason: Why the trial failed or was stopped.
     """
@@ -82,10 +84,14 @@ def make_sampler(name: str, seed: int, number: int) -> optuna.samplers.BaseSampl
     if name == "random":
         return optuna.samplers.RandomSampler(seed=own_seed)
     if name == "gp":
-        return optuna.samplers.GPSampler(seed=own_seed)
+        return optuna.samplers.GPSampler(seed=own_seed, warn_independent_sampling=False)
     if name == "qmc":
-        # One scrambled sequence for all trials: the study holds the position in it.
-        return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+        # One scrambled sequence for all trials: the study holds the position in it. What has no place in the sequence,
+        # such as a conditional hyperparameter, is drawn by each trial for itself.
+        alone = optuna.samplers.RandomSampler(seed=own_seed)
+        return optuna.samplers.QMCSampler(
+            seed=seed, scramble=True, independent_sampler=alone, warn_independent_sampling=False
+        )
     return optuna.samplers.TPESampler(seed=own_seed, multivariate=True, group=True, constant_liar=True)
 
 
@@ -95,22 +101,26 @@ class SweepStudy:
     Args:
         config: The sweep.
         url: The study's storage, such as `sqlite:////runs/NAME/study.db`.
+        name: The study's name, since a database may hold those of many sweeps.
     """
 
-    def __init__(self, config: SweepConfig, url: str) -> None:
+    def __init__(self, config: SweepConfig, url: str, name: str = STUDY_NAME) -> None:
         self._config = config
         self._mode = config.search.direction
         with _quiet_optuna():
             self._study = optuna.create_study(
-                study_name=STUDY_NAME,
+                study_name=name,
                 storage=_open_storage(url),
                 direction="maximize" if self._mode == "max" else "minimize",
                 load_if_exists=True,
             )
-            if not self._study.get_trials(deepcopy=False):
-                for start in starting_points(config):
-                    self._study.enqueue_trial(start)
         self._asked: dict[int, optuna.Trial] = {}
+
+    def enqueue_start_with(self) -> None:
+        """Puts `search.start_with` first in line, but for what an earlier run of the sweep has put there."""
+        with _quiet_optuna():
+            for start in starting_points(self._config):
+                self._study.enqueue_trial(start, skip_if_exists=True)
 
     def ask(self) -> tuple[int, Params]:
         """Opens a new trial; returns its number and searched values."""
@@ -127,22 +137,35 @@ class SweepStudy:
         with _quiet_optuna():
             self._study.sampler = make_sampler(self._config.search.sampler, self._config.search.seed, number)
             self._asked.pop(number, None)
-            return suggest(self._config, self._trial(number))
+            trial = self._trial(number)
+            if "failure" in trial.user_attrs:  # the driver was killed within `fail`
+                trial.set_user_attr("failure", None)
+                trial.set_user_attr("reason", None)
+            return suggest(self._config, trial)
 
-    def record_epoch(self, number: int, epoch: int, metrics: dict[str, float], seconds: float) -> None:
-        """Adds one finished epoch; one that is on record already is left as it is."""
+    def record_epoch(
+        self, number: int, epoch: int, metrics: dict[str, float], seconds: float, digest: str | None = None
+    ) -> None:
+        """Adds one finished epoch; one that is on record already stays as it is, unless it has a new checkpoint.
+
+        Args:
+            number: The trial.
+            epoch: From 1.
+            metrics: Every validation metric.
+            seconds: What it took.
+            digest: Of its checkpoint, if it has one.
+        """
+        assert all(map(math.isfinite, metrics.values())), f"trial {number} epoch {epoch}: {metrics}"
         trial = self._trial(number)
         epochs: dict[str, Any] = dict(trial.user_attrs.get("epochs", {}))
-        if str(epoch) in epochs:
+        known = epochs.get(str(epoch))
+        if known is not None and digest in (None, known["checkpoint"]):
             return
-        trial.set_user_attr("epochs", {**epochs, str(epoch): {"metrics": metrics, "seconds": seconds}})
-        trial.report(metrics[self._config.search.metric], step=epoch)
-
-    def record_checkpoint(self, number: int, epoch: int, digest: str) -> None:
-        """Notes a committed checkpoint."""
-        digests = {**self._digests(self._frozen(number)), str(epoch): digest}
-        # On the study, not on the trial: the last commit of a trial may come after its end, when Optuna has closed it.
-        self._study.set_user_attr(f"checkpoints:{number}", digests)
+        # The sampler's value goes first: an epoch that is on record is never reported again.
+        if epoch not in self._frozen(number).intermediate_values:
+            trial.report(metrics[self._config.search.metric], step=epoch)
+        entry = {"metrics": metrics, "seconds": seconds, "checkpoint": digest}
+        trial.set_user_attr("epochs", {**epochs, str(epoch): entry})
 
     def finish(self, number: int, reason: str | None = None) -> TrialRecord:
         """Closes a trial that trained to its end, or that was stopped before it."""
@@ -181,10 +204,6 @@ class SweepStudy:
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
 
-    def _digests(self, trial: FrozenTrial) -> dict[str, str]:
-        digests: dict[str, str] = self._study.user_attrs.get(f"checkpoints:{trial.number}", {})
-        return digests
-
     def _trial(self, number: int) -> optuna.Trial:
         """The handle that writes to a trial: that of `ask`, or after a resume one on the same row."""
         if number not in self._asked:
@@ -196,7 +215,7 @@ class SweepStudy:
         epochs = {int(epoch): entry for epoch, entry in attrs.get("epochs", {}).items()}
         values = {epoch: entry["metrics"][self._config.search.metric] for epoch, entry in sorted(epochs.items())}
         best = best_epoch(values, self._mode)
-        digest = self._digests(trial).get(str(best))
+        digest = None if best is None else epochs[best]["checkpoint"]
         return TrialRecord(
             number=trial.number,
             state=_state_of(trial),
@@ -207,7 +226,7 @@ class SweepStudy:
             values=values,
             metrics={} if best is None else epochs[best]["metrics"],
             seconds=sum(entry["seconds"] for entry in epochs.values()),
-            checkpoint=checkpoint_path(trial.number, best) if digest and best is not None else None,
+            checkpoint=None if digest is None or best is None else checkpoint_path(trial.number, best),
             digest=digest,
             reason=attrs.get("reason"),
         )
@@ -223,11 +242,13 @@ def best_epoch(values: dict[int, float], mode: Mode) -> int | None:
 
 
 def _state_of(trial: FrozenTrial) -> TrialState:
-    if "failure" in trial.user_attrs or trial.state == OptunaState.FAIL:
+    if not trial.state.is_finished():
+        return "running"
+    if trial.user_attrs.get("failure") or trial.state == OptunaState.FAIL:
         return "failed"
     if trial.state == OptunaState.COMPLETE:
         return "complete"
-    return "pruned" if trial.state == OptunaState.PRUNED else "running"
+    return "pruned"
 
 
 def _open_storage(url: str) -> optuna.storages.RDBStorage:

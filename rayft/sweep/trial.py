@@ -4,8 +4,9 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
-from rayft.sweep.protocol import Assignment, EpochDone, Outcome
+from rayft.sweep.protocol import Assignment, EpochDone, GroupLost, Outcome
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
@@ -25,7 +26,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """One epoch. A result without the metric tells of a failure; ASHA leaves it alone."""
-        outcome: Outcome = ray.get(self._exchange.next_epoch.remote(self._slot, self._assignment, self._reported))
+        try:
+            outcome: Outcome = ray.get(self._exchange.next_epoch.remote(self._slot, self._assignment, self._reported))
+        except RayActorError:
+            outcome = GroupLost("the exchange was lost")
         if not isinstance(outcome, EpochDone):
             return {"outcome": outcome, "done": True}
         self._reported = outcome.result.epoch

@@ -11,15 +11,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 
 from rayft.data.encode import EncodedData
 from rayft.errors import RayftError
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model
-from rayft.sweep.protocol import Assignment, Command, Commit, GroupSpec, TrialFailed
+from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupSpec, TrialFailed
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.study import FailureKind, best_epoch
-from rayft.training.checkpoint import latest_checkpoint
+from rayft.training.checkpoint import finished_checkpoints
 from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
 from rayft.training.loop import FineTuning
 from rayft.training.results import EpochResult
@@ -45,40 +46,49 @@ def worker_loop(config: dict[str, Any]) -> None:
         return
     ray.get(exchange.join.remote(slot, rank, generation))
     while (command := ray.get(exchange.next_command.remote(slot, rank))) is not None:
-        _carry_out(command, group, exchange, slot)
+        trial = command.assignment.trial
+        try:
+            _carry_out(command, group, exchange, slot)
+        except RayError:
+            raise
+        except Exception as error:  # whatever it is, it must end this trial and not the group, nor the sweep
+            failure = describe(error, workers)
+            micro_batch = group.micro_batch or 1
+            group.forget()
+            if failure.restarts and isinstance(error, MemoryExhaustedError) and micro_batch > 1:
+                ray.get(exchange.shrink.remote(slot, trial, micro_batch // 2, generation))
+            else:
+                ray.get(exchange.fail.remote(slot, trial, failure, generation))
+            if failure.restarts:
+                raise
 
 
 def _carry_out(command: Command, group: "TrialWorker", exchange: Any, slot: int) -> None:
-    trial, workers = command.assignment.trial, group.workers
-    try:
-        if workers.rank == 0:
-            group.commit_unsaved(exchange, trial)
-        result = group.epoch_after(command)
-    except Exception as error:  # whatever it is, it must end this trial and not the group, nor the sweep
-        alone = workers.world_size == 1
-        if isinstance(error, MemoryExhaustedError) and not alone and (group.micro_batch or 1) > 1:
-            ray.get(exchange.shrink.remote(slot, trial, max(1, (group.micro_batch or 2) // 2)))
-        else:
-            ray.get(exchange.fail.remote(slot, trial, describe(trial, error)))
-        group.forget()
-        # Other workers may be waiting for this one in a collective, and a CUDA context may be beyond use: a new start
-        # of the group is the one way out of either.
-        if not alone or _is_accelerator_fault(error):
-            raise
-        return
-    if workers.rank == 0 and ray.get(exchange.report.remote(slot, trial, result)):
-        group.commit_unsaved(exchange, trial)
+    """Trains or looks up the epoch that is asked for, and reports it."""
+    trial, is_writer = command.assignment.trial, group.workers.rank == 0
+    if is_writer:
+        group.save_last(trial)  # it goes on, so its last epoch is what a restart takes up
+    result = group.epoch_after(command)
+    if is_writer:
+        value = result.metrics[group.metric]
+        leads = ray.get(exchange.is_leading.remote(trial, result.epoch, value))
+        done = EpochDone(result, group.checkpoint_digest(result.epoch) if leads else None)
+        ray.get(exchange.report.remote(slot, trial, done))
 
 
-def describe(trial: int, error: Exception) -> TrialFailed:
+def describe(error: Exception, workers: Workers) -> TrialFailed:
     """An exception as the study and the log get it."""
+    # Other workers may be waiting for this one in a collective, and a CUDA context may be beyond use: a new start of
+    # the group is the one way out of either. Divergence is seen by all workers alike.
+    alone = workers.world_size == 1 or isinstance(error, DivergedError)
+    restarts = not alone or _is_accelerator_fault(error)
     kind: FailureKind = "error"
     if isinstance(error, DivergedError):
         kind = "diverged"
     elif isinstance(error, MemoryExhaustedError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
         kind = "out_of_memory"
     reason = str(error) if kind != "error" else f"{type(error).__name__}: {error}"
-    return TrialFailed(kind, reason.splitlines()[0], traceback.format_exc())
+    return TrialFailed(kind, reason.splitlines()[0], traceback.format_exc(), restarts)
 
 
 def _is_accelerator_fault(error: Exception) -> bool:
@@ -95,6 +105,7 @@ class TrialWorker:
 
     def __init__(self, spec: GroupSpec, workers: Workers) -> None:
         self.workers = workers
+        self.metric = spec.metric
         self._spec = spec
         self._run = RunFolder(Path(spec.run))
         self._base = load_model(spec.model, spec.label_names, spec.pad_token_id, spec.seed)
@@ -102,7 +113,7 @@ class TrialWorker:
         self._data: EncodedData | None = None
         self._trial: int | None = None
         self._tuning: FineTuning | None = None
-        self._saved: set[int] = set()
+        self._saved: dict[int, str] = {}
 
     @property
     def micro_batch(self) -> int | None:
@@ -118,23 +129,27 @@ class TrialWorker:
             self._tuning.train_epoch()
         return self._tuning.history[command.reported]
 
-    def commit_unsaved(self, exchange: Any, trial: int) -> None:
+    def save_last(self, trial: int) -> None:
         """Writes a checkpoint of the trial's last epoch, unless there is one, and deletes those it makes needless."""
         tuning = self._tuning
         if tuning is None or self._trial != trial or tuning.epoch == 0 or tuning.epoch in self._saved:
             return
-        digest = tuning.save(self._run.checkpoint(trial, tuning.epoch))
-        self._saved.add(tuning.epoch)
-        exchange.committed.remote(Commit(trial, tuning.epoch, digest))
-        values = {result.epoch: result.metrics[self._spec.metric] for result in tuning.history}
+        self._saved[tuning.epoch] = tuning.save(self._run.checkpoint(trial, tuning.epoch))
+        values = {result.epoch: result.metrics[self.metric] for result in tuning.history}
         needed = {tuning.epoch, best_epoch(values, self._spec.mode)}
-        for epoch in self._saved - needed:
+        for epoch in self._saved.keys() - needed:
+            del self._saved[epoch]
             shutil.rmtree(self._run.checkpoint(trial, epoch), ignore_errors=True)
-        self._saved &= needed
+
+    def checkpoint_digest(self, epoch: int) -> str | None:
+        """The digest of an epoch's checkpoint, which is written now if it is the last epoch's; None if it is gone."""
+        if self._trial is not None and self._tuning is not None and self._tuning.epoch == epoch:
+            self.save_last(self._trial)
+        return self._saved.get(epoch)
 
     def forget(self) -> None:
         """Drops the current trial and what it holds in memory."""
-        self._trial, self._tuning, self._saved = None, None, set()
+        self._trial, self._tuning, self._saved = None, None, {}
         gc.collect()  # hooks and DDP hold their module in cycles, which would keep its memory into the next trial
         if self.workers.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -154,9 +169,8 @@ class TrialWorker:
             workers=self.workers,
             micro_batch=micro_batch,
         )
-        checkpoint = latest_checkpoint(self._run.trial(assignment.trial))
-        if checkpoint is not None:
-            tuning.resume(checkpoint)
-            self._saved = {tuning.epoch}
-            logger.info("trial %d goes on from %s", assignment.trial, checkpoint)
+        self._saved = finished_checkpoints(self._run.trial(assignment.trial))
+        if self._saved:
+            tuning.resume(self._run.checkpoint(assignment.trial, max(self._saved)))
+            logger.info("trial %d goes on from epoch %d", assignment.trial, tuning.epoch)
         self._trial, self._tuning = assignment.trial, tuning

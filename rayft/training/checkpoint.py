@@ -130,21 +130,26 @@ def verify_checkpoint(folder: Path, digest: str | None = None) -> None:
             raise CheckpointError(f"{path} is damaged: its SHA-256 isn't the manifest's")
 
 
-def latest_checkpoint(trial_folder: Path) -> Path | None:
-    """The newest complete and undamaged `checkpoint-<epoch>`; damaged ones are passed over with a line in the log."""
-    epochs = {
-        int(number): path
-        for path in trial_folder.glob("checkpoint-*")
-        if (number := path.name.removeprefix("checkpoint-")).isdecimal()
-    }
-    for _, path in sorted(epochs.items(), reverse=True):
+def finished_checkpoints(trial_folder: Path) -> dict[int, str]:
+    """The digest of each complete and undamaged `checkpoint-<epoch>`, by epoch; others get a line in the log."""
+    found = {}
+    for path in trial_folder.glob("checkpoint-*"):
+        epoch = path.name.removeprefix("checkpoint-")
+        if not epoch.isdecimal():
+            continue
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
             _log.warning("passed over %s: %s", path, error)
         else:
-            return path
-    return None
+            found[int(epoch)] = _sha256(path / MANIFEST)
+    return found
+
+
+def latest_checkpoint(trial_folder: Path) -> Path | None:
+    """The newest checkpoint that is complete and undamaged."""
+    finished = finished_checkpoints(trial_folder)
+    return trial_folder / f"checkpoint-{max(finished)}" if finished else None
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

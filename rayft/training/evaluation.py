@@ -13,6 +13,7 @@ from rayft.training.workers import Workers
 TOKENS_PER_BATCH = 8192
 
 
+@torch.no_grad()
 def predict(
     model: nn.Module,
     split: EncodedSplit,
@@ -23,35 +24,25 @@ def predict(
 ) -> np.ndarray:
     """Logits, [rows, labels], the same on every worker; each computes a share of the batches.
 
-    Leaves the model in evaluation mode.
+    A batch that doesn't fit into memory is halved. Leaves the model in evaluation mode.
 
     Raises:
-        MemoryExhaustedError: A single row doesn't fit; with several workers, at the first lack of memory.
+        MemoryExhaustedError: A single row doesn't fit.
     """
-    while True:
+    model.eval()
+    logits: Tensor = torch.zeros((len(split), num_labels), device=workers.device)
+    to_do = eval_batches(split.lengths, tokens_per_batch)[workers.rank :: workers.world_size]
+    while to_do:
+        rows = to_do.pop()
         try:
-            return _predict(model, split, num_labels, workers, pad_token_id, tokens_per_batch)
+            inputs = to_device(collate(split, rows, pad_token_id), workers.device)
+            inputs.pop("labels", None)
+            logits[torch.from_numpy(rows).to(workers.device)] = model(**inputs).logits.float()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).partition("\n")[0]
-        if workers.world_size > 1 or tokens_per_batch < 2 * split.lengths.min():  # of one row each
-            raise MemoryExhaustedError(f"out of memory with {tokens_per_batch} tokens per validation batch: {reason}")
-        tokens_per_batch //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-@torch.no_grad()
-def _predict(
-    model: nn.Module, split: EncodedSplit, num_labels: int, workers: Workers, pad_token_id: int, tokens_per_batch: int
-) -> np.ndarray:
-    model.eval()
-    logits: Tensor = torch.zeros((len(split), num_labels), device=workers.device)
-    batches = eval_batches(split.lengths, tokens_per_batch)
-    for rows in batches[workers.rank :: workers.world_size]:
-        inputs = to_device(collate(split, rows, pad_token_id), workers.device)
-        inputs.pop("labels", None)
-        logits[torch.from_numpy(rows).to(workers.device)] = model(**inputs).logits.float()
+            if len(rows) == 1:
+                raise MemoryExhaustedError(f"out of memory with one row of validation: {error}") from error
+            to_do += np.array_split(rows, 2)
     array: np.ndarray = workers.sum(logits).cpu().numpy()  # each row is 0 on all workers but one
     return array

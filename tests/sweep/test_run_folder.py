@@ -1,0 +1,173 @@
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rayft.config import SweepConfig
+from rayft.errors import RunError
+from rayft.sweep.run_folder import PACKAGES, RunFolder, write_atomically
+from tests.sweep.conftest import sweep
+
+HOLDER = """
+import sys
+from pathlib import Path
+from rayft.sweep.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def config() -> SweepConfig:
+    return sweep(search={"trials": 3, "start_with": [{"strategy": "full"}], "time_limit": "30m"})
+
+
+def test_a_new_run_holds_its_configuration_and_environment(config: SweepConfig, tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path / "deep" / "runs"), "first", config)
+
+    assert run.path == tmp_path / "deep" / "runs" / "first"
+    assert run.config() == config
+    assert sorted(p.name for p in run.path.iterdir()) == ["environment.json", "sweep.yaml"]
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert set(environment["packages"]) == set(PACKAGES)
+
+
+def test_the_users_environment_and_arguments_are_not_recorded(
+    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/rayft", "sweep", "--set", "search.study=postgresql://me:pass@host/db"])
+    run = RunFolder.create(str(tmp_path), "first", config)
+
+    text = (run.path / "environment.json").read_text()
+    assert "hf_secret" not in text
+    assert "pass" not in text
+    assert json.loads(text)["command"] == ["rayft", "sweep"]
+
+
+def test_a_taken_name_gets_a_number(config: SweepConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+
+    names = [RunFolder.create(str(tmp_path), "run", config).path.name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+    assert RunFolder.create(str(tmp_path), "file", config).path.name == "file-2"
+    assert RunFolder.create(str(tmp_path), "dangling", config).path.name == "dangling-2"
+    assert not (tmp_path / "gone").exists()
+
+
+def test_sweeps_that_start_at_the_same_time_get_folders_of_their_own(config: SweepConfig, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: RunFolder.create(str(tmp_path), "run", config).path, range(8)))
+    assert len(set(made)) == 8
+
+
+@pytest.mark.parametrize("storage", ["a-file", "a-file/below", "/proc/rayft"])
+def test_storage_that_cannot_be_written_is_the_users_error(config: SweepConfig, tmp_path: Path, storage: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(RunError, match="storage: can't be written: ") as caught:
+        RunFolder.create(str(tmp_path / storage), "run", config)
+    assert str(tmp_path / storage) in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["a-file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_the_users_error(config: SweepConfig, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(RunError, match="Permission denied"):
+            RunFolder.create(str(tmp_path), "run", config)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_storage_is_a_folder_and_no_url(config: SweepConfig) -> None:
+    with pytest.raises(RunError, match="storage: must be a folder, but got 's3://bucket/prefix'"):
+        RunFolder.create("s3://bucket/prefix", "run", config)
+
+
+def test_a_run_is_found_by_any_way_to_it(
+    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    run = RunFolder.create(str(tmp_path / "runs"), "first", config)
+    assert run.path == tmp_path / "disk" / "first"  # what Ray and the study are given doesn't change with the link
+    (tmp_path / "latest").symlink_to(run.path)
+    monkeypatch.chdir(tmp_path)
+
+    assert RunFolder.find(Path("latest")) == RunFolder.find(Path("runs/first")) == run
+
+
+def test_what_is_no_run_is_refused_with_those_near_it(config: SweepConfig, tmp_path: Path) -> None:
+    for name in ("beta", "alpha"):
+        RunFolder.create(str(tmp_path), name, config)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"alpa: no such run folder; .* has alpha, beta$"):
+        RunFolder.find(tmp_path / "alpa")
+    with pytest.raises(RunError, match="empty: is not a run folder: it has no sweep.yaml"):
+        RunFolder.find(tmp_path / "empty")
+    with pytest.raises(RunError, match="run: no such run folder$"):
+        RunFolder.find(tmp_path / "nowhere" / "run")
+    with pytest.raises(RunError, match="no such run folder"):
+        RunFolder.find(tmp_path / "alpha" / "sweep.yaml")
+
+
+def test_two_processes_cannot_write_one_run(config: SweepConfig, tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path), "run", config)
+    command = [sys.executable, "-c", HOLDER, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        for _ in range(2):  # looking at the lock doesn't break it
+            with pytest.raises(RunError, match=f"is in use by process {holder.pid} on "):
+                run.lock()
+        holder.kill()  # and a killed process leaves none behind
+        holder.wait()
+        with run.lock():
+            assert (run.path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    with run.lock():
+        pass
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sweep.yaml"
+    write_atomically(path, "old: ä\n")
+    assert path.read_text(encoding="utf-8") == "old: ä\n"
+
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "new")
+    assert path.read_text(encoding="utf-8") == "old: ä\n"
+    monkeypatch.undo()
+    write_atomically(path, "new")
+    assert path.read_text(encoding="utf-8") == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.yaml"]  # the leftover was taken over
+
+
+def test_an_extended_sweeps_configuration_replaces_the_old_one(config: SweepConfig, tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path), "run", config)
+    longer = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9})})
+    run.write_config(longer)
+    assert run.config() == longer
+
+
+def test_sweeps_that_share_a_database_have_studies_of_their_own(tmp_path: Path, tables: Path) -> None:
+    shared = sweep(search={"study": f"sqlite:///{tables}"})
+    runs = [RunFolder.create(str(tmp_path / storage), "run", shared) for storage in ("a", "b")]
+    runs[0].open_study().ask()
+
+    assert [len(run.open_study().records()) for run in runs] == [1, 0]
+    assert not (runs[0].path / "study.db").exists()
+    own = RunFolder.create(str(tmp_path), "own", sweep())
+    own.open_study().ask()
+    assert len(RunFolder.find(own.path).open_study().records()) == 1
+    assert (own.path / "study.db").exists()
