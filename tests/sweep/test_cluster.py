@@ -92,7 +92,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers(
 
 
 def test_ray_client_addresses_are_refused() -> None:
-    with pytest.raises(ClusterError, match="ray:// .* but got 'ray://head:10001'"), connected("ray://head:10001"):
+    with pytest.raises(ClusterError, match=r"ray:// .* but got 'ray://head:10001'"), connected("ray://head:10001"):
         pass
 
 
@@ -132,7 +132,7 @@ def test_sigterm_stays_with_the_sweep_where_rays_init_takes_it(monkeypatch: pyte
 def test_a_cluster_that_does_not_answer_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeRay(monkeypatch, ConnectionError("ray is not there\nand more"))
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ClusterError, match="no Ray cluster answers at 'head:6379': ray is not there$"):
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at 'head:6379': ray is not there$"):
         connected("head:6379").__enter__()
     assert signal.getsignal(signal.SIGTERM) == before
 

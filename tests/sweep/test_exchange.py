@@ -10,7 +10,6 @@ from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupLost, Inte
 from rayft.training.results import EpochResult
 from tests.sweep.conftest import metrics
 
-
 T = TypeVar("T")
 
 

@@ -91,9 +91,7 @@ def test_storage_is_a_folder_and_no_url(config: SweepConfig) -> None:
         RunFolder.create("s3://bucket/prefix", "run", config)
 
 
-def test_a_run_is_found_by_any_way_to_it(
-    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_found_by_any_way_to_it(config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     run = RunFolder.create(str(tmp_path / "runs"), "first", config)
@@ -110,9 +108,9 @@ def test_what_is_no_run_is_refused_with_those_near_it(config: SweepConfig, tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"alpa: no such run folder; .* has alpha, beta$"):
         RunFolder.find(tmp_path / "alpa")
-    with pytest.raises(RunError, match="empty: is not a run folder: it has no sweep.yaml"):
+    with pytest.raises(RunError, match=r"empty: is not a run folder: it has no sweep\.yaml"):
         RunFolder.find(tmp_path / "empty")
-    with pytest.raises(RunError, match="run: no such run folder$"):
+    with pytest.raises(RunError, match=r"run: no such run folder$"):
         RunFolder.find(tmp_path / "nowhere" / "run")
     with pytest.raises(RunError, match="no such run folder"):
         RunFolder.find(tmp_path / "alpha" / "sweep.yaml")

@@ -34,9 +34,8 @@ def report(scheduler: TrialScheduler, trial: TuneTrial, epoch: int, value: float
     result = {"epoch": epoch, **metrics(value)}
     if epoch == epochs:
         scheduler.on_trial_complete(None, trial, result)
-        return TrialScheduler.STOP
-    decision: str = scheduler.on_trial_result(None, trial, result)
-    return decision
+        return str(TrialScheduler.STOP)
+    return str(scheduler.on_trial_result(None, trial, result))
 
 
 def rungs(scheduler: Any, below: int = 9) -> dict[int, list[float]]:
