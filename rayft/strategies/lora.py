@@ -2,7 +2,6 @@
 
 import copy
 
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -28,6 +27,8 @@ class LoraStrategy(Strategy):
 
     def prepare(self, model: PreTrainedModel, layers: LayerMap, hp: Hyperparameters) -> nn.Module:
         """See `Strategy.prepare`."""
+        from peft import LoraConfig, get_peft_model  # takes seconds, which only this strategy should
+
         if hp.dropout is not None:
             set_dropout(model, hp.dropout)  # before the injection, because `lora_dropout` has a value of its own
         targets = _linear_layers(model, layers)
@@ -51,6 +52,8 @@ class LoraStrategy(Strategy):
 
     def exported(self, model: nn.Module) -> PreTrainedModel:
         """A copy of the model with the updates merged into its weights."""
+        from peft import PeftModel
+
         assert isinstance(model, PeftModel)
         return copy.deepcopy(model).merge_and_unload()
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
-from ray.tune import TuneError
 
 from rayft.config import ClusterConfig
 from rayft.errors import SWEEP_FILE, ClusterError, Fault, SweepFailedError
@@ -83,7 +82,7 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         _protect_token()
         yield
-    except (RayError, TuneError) as error:
+    except RayError as error:
         logger.exception("Ray failed")
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None

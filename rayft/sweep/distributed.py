@@ -103,6 +103,9 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
     )
     try:
         tuner.fit()
+    except tune.TuneError as error:
+        logger.exception("Ray Tune failed")
+        raise SweepFailedError(f"Ray Tune failed: {error}; go on with: rayft resume {sweep.run.path}") from None
     finally:
         recorder.close()
     recorder.drop_checkpoints()

@@ -22,6 +22,9 @@ STOP_SECONDS = 20.0
 """How long groups get to end by themselves, which frees their placement groups."""
 
 
+NEEDLESS_CALLBACKS = frozenset({"DatasetsCallback", "PlacementGroupCleanerCallback"})
+
+
 class WorkerGroups:
     """Starts the groups, keeps them alive and ends them.
 
@@ -83,7 +86,7 @@ class WorkerGroups:
     def _trainer(self, slot: int, name: str) -> TorchTrainer:
         place = self._placement
         resources = {"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}
-        return TorchTrainer(
+        return _LeanTorchTrainer(
             _train_loop,
             train_loop_config={"exchange": self._exchange, "slot": slot, "spec": self._spec},
             torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
@@ -100,6 +103,18 @@ class WorkerGroups:
                 ),
             ),
         )
+
+
+class _LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without the helper processes that rayft has no use for, two of them for each group.
+
+    `DatasetsCallback` starts an actor for Ray Data. `PlacementGroupCleanerCallback` starts a detached one, for
+    controllers that die; Ray removes their placement groups with them anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ not in NEEDLESS_CALLBACKS]
 
 
 def _train_loop(config: dict[str, Any]) -> None:

@@ -184,10 +184,11 @@ def _search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> Non
     with Interruption() as interruption, ThreadPoolExecutor(1) as background:
         checked = background.submit(_check, config, len(label_names))
         encoded = background.submit(_encode, config, run, splits, checked)
-        from rayft.sweep import cluster  # takes seconds as well
-        from rayft.sweep.distributed import run_trials
+        from rayft.sweep import cluster
 
         with cluster.connected(address):
+            from rayft.sweep.distributed import run_trials  # Tune and Train take seconds too, while Ray comes up
+
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
             spec = GroupSpec(
                 model=config.model,
