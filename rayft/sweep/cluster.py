@@ -4,17 +4,16 @@ import logging
 import math
 import os
 import signal
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from rayft.config import ClusterConfig
 from rayft.errors import SWEEP_FILE, ClusterError, Fault, SweepFailedError
+from rayft.sweep.ray_environment import protect_token
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +35,6 @@ class Placement:
     gpus: float
 
 
-ENVIRONMENT = {
-    # Train's controller sleeps this long between looks at its workers, at start-up too.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # It watches for the notices of spot nodes, at the price of one more process for each group.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Nothing reads Tune's own files, and each costs time in every epoch.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # A trial that failed has no metric.
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Signals and the screen are the sweep's own.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-"""Settings of Ray, which the processes that it starts inherit; what the user has set stays."""
-
-
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Connects this process to a cluster, or starts Ray on this machine, for as long as the block runs.
@@ -67,8 +48,6 @@ def connected(address: str | None) -> Iterator[None]:
     if address is not None and address.startswith("ray://"):
         rule = "ray:// runs the sweep far from its run folder and its screen; run rayft on the cluster itself"
         raise ClusterError([Fault("--address", f"{rule}, but got {address!r}")])
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     # "local" and not None: a stale /tmp/ray/ray_current_cluster would be joined otherwise.
     local = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -80,7 +59,7 @@ def connected(address: str | None) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts one of its own there, which exits in mid-sweep
     try:
-        _protect_token()
+        protect_token()
         yield
     except RayError as error:
         logger.exception("Ray failed")
@@ -145,10 +124,3 @@ def _workers_on(node: dict[str, float], cpus: int, gpus: float) -> int:
 
 def _total(nodes: list[dict[str, float]], resource: str) -> float:
     return sum(node.get(resource, 0) for node in nodes)
-
-
-def _protect_token() -> None:
-    """Ray makes its token readable by every user of the machine; it lets whoever has it run code."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists() and token.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        token.chmod(stat.S_IRUSR | stat.S_IWUSR)

@@ -18,6 +18,7 @@ from rayft.data.encode import MANIFEST, EncodedData, encode_splits
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import Fault, InterruptedSweep, RayftError, RunError, SweepFailedError, UserError
 from rayft.report.progress import Progress
+from rayft.sweep import ray_environment
 from rayft.sweep.interruption import Interruption
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
@@ -184,6 +185,7 @@ def _search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> Non
     with Interruption() as interruption, ThreadPoolExecutor(1) as background:
         checked = background.submit(_check, config, len(label_names))
         encoded = background.submit(_encode, config, run, splits, checked)
+        ray_environment.prepare(address)
         from rayft.sweep import cluster
 
         with cluster.connected(address):

@@ -41,15 +41,19 @@ def test_a_diverged_trial_ends_alone(project: Project) -> None:
     assert first["reason"] in output
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_all_fail_shows_the_first_cause(project: Project) -> None:
     project.write_sweep(
-        "hopeless", training={"epochs": 2, "batch_size": 8, "max_grad_norm": None}, search_space={"learning_rate": [1e30]}
+        "hopeless",
+        training={"epochs": 2, "batch_size": 8, "max_grad_norm": None},
+        search_space={"learning_rate": [1e30]},
     )
     output = project.rayft("sweep", "hopeless.yaml", status=1)
     assert "all 3 trials failed; the first: trial 0" in output
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_model_that_vanishes_ends_the_sweep_at_once_and_it_can_be_resumed(project: Project) -> None:
     project.write_sweep("orphan")
     weights = project.model / "model.safetensors"
@@ -65,8 +69,9 @@ def test_a_model_that_vanishes_ends_the_sweep_at_once_and_it_can_be_resumed(proj
     assert {trial["state"] for trial in project.trials("orphan")} <= {"complete", "pruned"}
 
 
+@pytest.mark.slow
 def test_the_time_limit_ends_a_sweep_with_a_winner(project: Project) -> None:
-    project.write_sweep("timed", search={"trials": 10_000, "time_limit": "100s"})
+    project.write_sweep("timed", search={"trials": 10_000, "time_limit": "60s"})
     project.rayft("sweep", "timed.yaml")
     trials = project.trials("timed")
     assert 1 <= len(trials) < 10_000
@@ -79,7 +84,10 @@ def test_the_time_limit_ends_a_sweep_with_a_winner(project: Project) -> None:
     [
         ({"cluster": {"concurrent_trials": 500}}, "cluster.concurrent_trials: must be <= "),
         ({"cluster": {"workers_per_trial": 500}}, "cluster.workers_per_trial: a trial needs 500 workers"),
-        ({"search_space": {"freeze_depth": [2, 9], "strategy": ["partial"]}}, "search_space.freeze_depth: must be <= 3"),
+        (
+            {"search_space": {"freeze_depth": [2, 9], "strategy": ["partial"]}},
+            "search_space.freeze_depth: must be <= 3",
+        ),
     ],
 )
 def test_what_can_never_be_is_refused_at_once(project: Project, section: dict[str, object], rule: str) -> None:
@@ -90,6 +98,7 @@ def test_what_can_never_be_is_refused_at_once(project: Project, section: dict[st
     assert not project.run_folder("never").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_epoch_can_be_resumed(project: Project) -> None:
     project.write_sweep("early", search={"trials": 1})
     process = project.start("sweep", "early.yaml")

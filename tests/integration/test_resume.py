@@ -9,6 +9,8 @@ import pytest
 
 from tests.integration.conftest import Project, descendants, wait_for_line
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 5
 SWEEP: dict[str, Any] = {
     "training": {"epochs": 3, "batch_size": 8},

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from rayft.training.failures import DivergedError
 from rayft.training.epoch_log import MAX_CURVE_POINTS, EpochLog, check_finite
+from rayft.training.failures import DivergedError
 from rayft.training.results import CurvePoint, EpochResult
 from rayft.training.workers import Workers
 

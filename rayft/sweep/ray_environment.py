@@ -1,0 +1,42 @@
+"""Ray's settings that have to be in the environment before Ray is imported. So this module doesn't import it."""
+
+import os
+import stat
+from pathlib import Path
+
+TOKEN = Path.home() / ".ray" / "auth_token"
+
+SETTINGS = {
+    # Train's controller sleeps this long between looks at its workers, at start-up too.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # It watches for the notices of spot nodes, at the price of one more process for each group.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Nothing reads Tune's own files, and each costs time in every epoch.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A trial that failed has no metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Signals and the screen are the sweep's own.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""The processes that Ray starts inherit them."""
+
+
+def prepare(address: str | None) -> None:
+    """Sets what the user hasn't set.
+
+    Args:
+        address: The cluster that is going to be joined, or None for one of this process's own.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address is not None and TOKEN.exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so by itself only for a cluster that it starts
+
+
+def protect_token() -> None:
+    """Ray makes its token readable by every user of the machine; it lets whoever has it run code."""
+    if TOKEN.exists() and TOKEN.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        TOKEN.chmod(stat.S_IRUSR | stat.S_IWUSR)
