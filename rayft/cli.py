@@ -17,7 +17,7 @@ from rayft.errors import InterruptedSweep, RayftError, UserError
 from rayft.sweep_file import load_sweep, locate
 
 if TYPE_CHECKING:
-    from rayft.sweep.run import Finished
+    from rayft.commands import Finished
     from rayft.sweep.study import SweepStudy
 
 app = typer.Typer(
@@ -54,9 +54,9 @@ def sweep(
     changes += [f"storage={json.dumps(storage)}"] if storage is not None else []
     config = load_sweep(file, changes)
     run_name = _run_name(file.stem if name is None else name)
+    from rayft.commands import new_sweep
     from rayft.report.progress import Progress
     from rayft.report.tables import output_console
-    from rayft.sweep.run import new_sweep
 
     with _located(file), Progress(config, output_console()) as progress:
         finished = new_sweep(config, run_name, address, progress)
@@ -72,9 +72,9 @@ def resume(
     address: Address = None,
 ) -> None:
     """Goes on with a sweep that was cut off, or extends one that is done."""
+    from rayft.commands import resume_sweep
     from rayft.report.progress import Progress
     from rayft.report.tables import output_console
-    from rayft.sweep.run import resume_sweep
     from rayft.sweep.run_folder import RunFolder
 
     folder = RunFolder.find(run)
@@ -105,8 +105,8 @@ def export(
     ] = None,
 ) -> None:
     """Writes a trial's model as a folder for transformers, and verifies it."""
+    from rayft.commands import export_trial
     from rayft.report.tables import output_console, winner_table
-    from rayft.sweep.run import export_trial
     from rayft.sweep.run_folder import RunFolder
 
     best, folder = export_trial(RunFolder.find(run), trial, to)

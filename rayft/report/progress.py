@@ -16,6 +16,7 @@ from rich.text import Text
 from rayft.config import SweepConfig, Value
 from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_params
 from rayft.sweep.study import TrialRecord, is_better
+from rayft.training.results import EpochResult
 
 _RUNNING_SHOWN = 8
 """Rows of running trials in the live view; a larger cluster's would push the rest off the screen."""
@@ -87,14 +88,15 @@ class Progress:
             self._running.add(number)
         self._event(f"trial {number} started: {format_params(params)}")
 
-    def epoch(self, number: int, epoch: int, value: float) -> None:
-        """A trial has finished an epoch with this value of the search metric."""
+    def epoch(self, number: int, result: EpochResult) -> None:
+        """A trial has finished an epoch."""
+        value = result.metrics[self._config.search.metric]
         with self._lock:
             trial = self._trials[number]
-            trial.epoch = epoch
+            trial.epoch = result.epoch
             if trial.value is None or is_better(value, trial.value, self._config.search.direction):
                 trial.value = value
-        self._event(f"trial {number} epoch {epoch}: {self._config.search.metric} {format_metric(value)}")
+        self._event(f"trial {number} epoch {result.epoch}: {self._config.search.metric} {format_metric(value)}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         """A trial is complete, pruned or failed."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -18,9 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from rayft.config import METRICS, Categorical, Domain, SweepConfig, Value
 from rayft.report.tables import format_value
 from rayft.sweep.study import TrialRecord
-
-if TYPE_CHECKING:  # training loads torch, which the process that writes the events has no use for
-    from rayft.training.results import EpochResult
+from rayft.training.results import EpochResult
 
 
 @dataclass
@@ -72,7 +70,7 @@ class TrialEvents:
         session.writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
         session.writer.flush()
 
-    def epoch(self, number: int, result: "EpochResult") -> None:
+    def epoch(self, number: int, result: EpochResult) -> None:
         """Writes an epoch's curve and metrics; what an earlier, lost attempt wrote for the same steps gives way."""
         session = self._sessions[number]
         now = time.time()

@@ -75,7 +75,7 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
     config = sweep.config
     scheduler = make_scheduler(config)
     searcher = StudySearcher(sweep.study, scheduler, config, groups)
-    recorder = Recorder(config, sweep.run, sweep.study, searcher, sweep.progress)
+    recorder = Recorder(sweep, searcher)
     stopper = _Stopper(lambda: is_over() or recorder.stopped_by is not None, exchange)
     trainable = tune.with_parameters(
         Trial, exchange=exchange, metric=config.search.metric, epochs=config.training.epochs
@@ -106,8 +106,6 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
     except tune.TuneError as error:
         logger.exception("Ray Tune failed")
         raise SweepFailedError(f"Ray Tune failed: {error}; go on with: rayft resume {sweep.run.path}") from None
-    finally:
-        recorder.close()
     recorder.drop_checkpoints()
     if recorder.stopped_by is not None:
         raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.path}")

@@ -1,11 +1,26 @@
 """What the parts of a running sweep share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from rayft.config import SweepConfig
-from rayft.report.progress import Progress
+from rayft.config import SweepConfig, Value
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import SweepStudy
+from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.training.results import EpochResult
+
+
+class Watcher(Protocol):
+    """Who is told what happens while a sweep runs, such as the screen and TensorBoard's events."""
+
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
+        """A trial begins, or goes on."""
+
+    def epoch(self, number: int, result: EpochResult) -> None:
+        """A trial has finished an epoch."""
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """A trial is complete, pruned or failed."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +31,12 @@ class OpenSweep:
         config: Its configuration.
         run: Its run folder.
         study: Its record.
-        progress: Shown what happens.
+        watchers: Told what happens.
         to_run: Trials that are still to run.
     """
 
     config: SweepConfig
     run: RunFolder
     study: SweepStudy
-    progress: Progress
+    watchers: tuple[Watcher, ...]
     to_run: int

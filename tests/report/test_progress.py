@@ -4,10 +4,11 @@ import threading
 import pytest
 from rich.console import Console
 
-from rayft.config import SweepConfig
+from rayft.config import METRICS, SweepConfig
 from rayft.report.progress import Progress
 from rayft.report.tables import output_console
 from rayft.sweep.study import TrialRecord
+from rayft.training.results import EpochResult
 
 
 def ended(number: int, state: str, value: float | None, reason: str | None = None) -> TrialRecord:
@@ -32,6 +33,11 @@ def plain(config: SweepConfig, text: io.StringIO) -> Progress:
     return Progress(config, output_console(text))
 
 
+def result(epoch: int, value: float) -> EpochResult:
+    metrics: dict[str, float] = dict.fromkeys(METRICS, value)
+    return EpochResult(epoch, metrics, 0.5, (), 1.0, 10.0, 0.0)
+
+
 def view(progress: Progress) -> list[str]:
     """The live view's rows as text."""
     text = io.StringIO()
@@ -43,7 +49,7 @@ def test_without_a_terminal_each_event_is_one_plain_line(plain: Progress, text: 
     with plain as progress:
         progress.started(6, [])
         progress.trial_started(0, {"strategy": "full", "batch_size": 16})
-        progress.epoch(0, 1, 0.71234)
+        progress.epoch(0, result(1, 0.71234))
         progress.trial_ended(ended(0, "pruned", 0.71234))
     lines = text.getvalue().splitlines()
     assert lines[:3] == [
@@ -71,7 +77,7 @@ def test_view_counts_states_and_shows_running_trials(plain: Progress) -> None:
     plain.started(6, [ended(0, "complete", 0.6), ended(1, "pruned", 0.5)])
     plain.trial_started(2, {"strategy": "partial"})
     plain.trial_started(3, {"strategy": "full"})
-    plain.epoch(2, 1, 0.55)
+    plain.epoch(2, result(1, 0.55))
     rows = view(plain)
     assert rows[1:] == [
         "trials 1 complete, 1 pruned, 2 running, 2 to go",
@@ -84,8 +90,8 @@ def test_view_counts_states_and_shows_running_trials(plain: Progress) -> None:
 def test_best_follows_running_trials_and_forgets_those_that_fail(plain: Progress) -> None:
     plain.started(6, [ended(0, "complete", 0.6)])
     plain.trial_started(1, {"strategy": "partial"})
-    plain.epoch(1, 1, 0.7)
-    plain.epoch(1, 2, 0.65)
+    plain.epoch(1, result(1, 0.7))
+    plain.epoch(1, result(2, 0.65))
     plain.trial_started(1, {"strategy": "partial"})  # goes on after the loss of a worker
     assert view(plain)[2] == "best macro_f1 0.7000, trial 1, strategy=partial"
     plain.trial_ended(ended(1, "failed", 0.7, "train loss is nan"))
@@ -140,7 +146,7 @@ def test_live_view_leaves_a_clean_terminal_and_keeps_failures_and_notes(config: 
     with Progress(config, console) as progress:
         progress.started(6, [])
         progress.trial_started(0, {"strategy": "full"})
-        progress.epoch(0, 1, 0.5)
+        progress.epoch(0, result(1, 0.5))
         progress.note("2 rows were dropped")
         progress.trial_ended(ended(0, "failed", None, "out of memory"))
     shown = text.getvalue()
@@ -160,7 +166,7 @@ def test_events_from_many_threads_neither_lose_counts_nor_lock_up(config: SweepC
         def drive(first: int) -> None:
             for number in range(first, first + 50):
                 progress.trial_started(number, {"strategy": "full"})
-                progress.epoch(number, 1, number / 1000)
+                progress.epoch(number, result(1, number / 1000))
                 progress.trial_ended(ended(number, "failed" if number % 10 == 0 else "complete", number / 1000))
 
         threads = [threading.Thread(target=drive, args=(50 * index,)) for index in range(8)]

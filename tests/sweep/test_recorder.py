@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rayft.report.tensorboard import TrialEvents
 from rayft.search_space import Params
+from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import EpochDone, GroupLost, Interrupted, Outcome, TrialFailed
 from rayft.sweep.recorder import Recorder
 from rayft.sweep.run_folder import RunFolder
@@ -30,8 +32,8 @@ class Screen:
     def trial_started(self, number: int, params: Params) -> None:
         self.lines.append(f"{number} started")
 
-    def epoch(self, number: int, epoch: int, value: float) -> None:
-        self.lines.append(f"{number} epoch {epoch}: {value}")
+    def epoch(self, number: int, result: EpochResult) -> None:
+        self.lines.append(f"{number} epoch {result.epoch}: {result.metrics['accuracy']}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         self.lines.append(f"{record.number} {record.state}")
@@ -45,7 +47,9 @@ class Sweep:
         self.run = RunFolder(path)
         self.screen = Screen()
         self.searcher = StudySearcher(study, make_scheduler(CONFIG), CONFIG, slots)
-        self.recorder = Recorder(CONFIG, self.run, study, self.searcher, self.screen)
+        self.events = TrialEvents(path, CONFIG)
+        opened = OpenSweep(CONFIG, self.run, study, (self.events, self.screen), to_run=20)
+        self.recorder = Recorder(opened, self.searcher)
 
     def start(self) -> Any:
         config = self.searcher.suggest("tune-id")
@@ -92,7 +96,7 @@ def make_sweep(open_study: OpenStudy, tmp_path: Path) -> Iterator[Callable[..., 
 
     yield make
     for one in made:
-        one.recorder.close()
+        one.events.close()
 
 
 MakeSweep = Callable[..., Sweep]
@@ -209,7 +213,7 @@ def test_a_record_that_cannot_be_written_stops_the_sweep_where_tune_would_go_on(
 def test_events_are_written_as_epochs_come(make_sweep: MakeSweep) -> None:
     one = make_sweep()
     one.train(0.5, 0.7)
-    one.recorder.close()
+    one.events.close()
     events = EventAccumulator(str(one.run.trial(0))).Reload()
     assert [round(event.value, 6) for event in events.Scalars("validation/accuracy")] == [0.5, 0.7]
 

@@ -1,32 +1,25 @@
-"""A sweep from its configuration to the exported winner, and how one that was cut off goes on."""
+"""What the commands do: a sweep from its configuration to the exported winner, and how one that was cut off goes on."""
 
 import json
 import logging
-import math
 import shutil
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from rayft.config import SweepConfig, with_absolute_paths
-from rayft.data.encode import MANIFEST, EncodedData, encode_splits
+from rayft.data.encode import MANIFEST
 from rayft.data.splits import Splits, load_splits
-from rayft.errors import Fault, InterruptedSweep, RayftError, RunError, SweepFailedError, UserError
+from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserError
 from rayft.report.progress import Progress
-from rayft.sweep import ray_environment
-from rayft.sweep.interruption import Interruption
+from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.open_sweep import OpenSweep
-from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.run_folder import RunFolder
+from rayft.sweep.search import search
 from rayft.sweep.study import SweepStudy, TrialRecord, leaders
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +152,8 @@ def _run(
         progress.started(config.search.trials, done)
         to_run = config.search.trials - len(done)
         if to_run > 0:
-            _search(OpenSweep(config, run, study, progress, to_run), address, splits)
+            with TrialEvents(run.path, config) as events:
+                search(OpenSweep(config, run, study, (events, progress), to_run), address, splits)
         progress.stop()
         best = _export_winner(config, run, study, progress)
         return Finished(run, config, study.records(), best)
@@ -173,60 +167,6 @@ def _run(
         progress.stop()
         logging.getLogger("rayft").removeHandler(handler)
         handler.close()
-
-
-def _search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
-    """Runs the trials that are still to run."""
-    config, run = sweep.config, sweep.run
-    deadline = time.monotonic() + (config.search.time_limit or math.inf)
-    label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
-    # Ray takes seconds to start, most of them waiting. The model is checked meanwhile, and the data is encoded while
-    # the worker groups come up.
-    with Interruption() as interruption, ThreadPoolExecutor(1) as background:
-        checked = background.submit(_check, config, len(label_names))
-        encoded = background.submit(_encode, config, run, splits, checked)
-        ray_environment.prepare(address)
-        from rayft.sweep import cluster
-
-        with cluster.connected(address):
-            from rayft.sweep.distributed import run_trials  # Tune and Train take seconds too, while Ray comes up
-
-            placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
-            spec = GroupSpec(
-                model=config.model,
-                label_names=label_names,
-                pad_token_id=checked.result().pad_token_id,
-                run=str(run.path),
-                epochs=config.training.epochs,
-                seed=config.search.seed,
-                threads=placement.cpus,
-                metric=config.search.metric,
-                mode=config.search.direction,
-            )
-            run_trials(sweep, spec, placement, encoded, lambda: interruption.requested or time.monotonic() > deadline)
-    if interruption.requested:
-        raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.path}")
-    for record in sweep.study.records():
-        if record.state == "running":
-            sweep.study.finish(record.number, reason="stopped by search.time_limit")
-
-
-def _check(config: SweepConfig, num_labels: int) -> "PreTrainedTokenizerBase":
-    """What can be wrong with the model; returns its tokenizer."""
-    from rayft.models.load import load_tokenizer
-    from rayft.sweep.preflight import check_model
-
-    tokenizer = load_tokenizer(config.model)
-    check_model(config, num_labels)
-    return tokenizer
-
-
-def _encode(
-    config: SweepConfig, run: RunFolder, splits: Splits | None, checked: "Future[PreTrainedTokenizerBase]"
-) -> None:
-    """Tokenises the data, unless an earlier run of the sweep has done so."""
-    if splits is not None:
-        encode_splits(splits, checked.result(), config.data.max_length, run.encoded)
 
 
 def _why_nothing_won(records: list[TrialRecord]) -> str:

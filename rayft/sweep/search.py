@@ -1,0 +1,84 @@
+"""The search: from the splits, or the encoded data of an earlier run, to a study without unfinished trials."""
+
+import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from rayft.config import SweepConfig
+from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.splits import Splits
+from rayft.errors import InterruptedSweep
+from rayft.sweep import ray_environment
+from rayft.sweep.interruption import Interruption
+from rayft.sweep.open_sweep import OpenSweep
+from rayft.sweep.protocol import GroupSpec
+from rayft.sweep.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
+    """Runs the trials that are still to run.
+
+    Args:
+        sweep: The sweep.
+        address: The Ray cluster to join; this machine alone if None.
+        splits: The data, if it isn't encoded yet.
+
+    Raises:
+        UserError: The model or the cluster doesn't fit the sweep.
+        SweepFailedError: It can't go on, and can be resumed.
+        InterruptedSweep: It was interrupted, and can be resumed.
+    """
+    config, run = sweep.config, sweep.run
+    deadline = time.monotonic() + (config.search.time_limit or math.inf)
+    label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
+    # Ray takes seconds to start, most of them waiting. The model is checked meanwhile, and the data is encoded while
+    # the worker groups come up.
+    with Interruption() as interruption, ThreadPoolExecutor(1) as background:
+        checked = background.submit(_check, config, len(label_names))
+        encoded = background.submit(_encode, config, run, splits, checked)
+        ray_environment.prepare(address)
+        from rayft.sweep import cluster
+
+        with cluster.connected(address):
+            from rayft.sweep.distributed import run_trials  # Tune and Train take seconds too, while Ray comes up
+
+            placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
+            spec = GroupSpec(
+                model=config.model,
+                label_names=label_names,
+                pad_token_id=checked.result().pad_token_id,
+                run=str(run.path),
+                epochs=config.training.epochs,
+                seed=config.search.seed,
+                threads=placement.cpus,
+                metric=config.search.metric,
+                mode=config.search.direction,
+            )
+            run_trials(sweep, spec, placement, encoded, lambda: interruption.requested or time.monotonic() > deadline)
+    if interruption.requested:
+        raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.path}")
+    for record in sweep.study.records():
+        if record.state == "running":
+            sweep.study.finish(record.number, reason="stopped by search.time_limit")
+
+
+def _check(config: SweepConfig, num_labels: int) -> "PreTrainedTokenizerBase":
+    """What can be wrong with the model; returns its tokenizer."""
+    from rayft.models.load import load_tokenizer
+    from rayft.sweep.preflight import check_model
+
+    tokenizer = load_tokenizer(config.model)
+    check_model(config, num_labels)
+    return tokenizer
+
+
+def _encode(
+    config: SweepConfig, run: RunFolder, splits: Splits | None, checked: "Future[PreTrainedTokenizerBase]"
+) -> None:
+    """Tokenises the data, unless an earlier run of the sweep has done so."""
+    if splits is not None:
+        encode_splits(splits, checked.result(), config.data.max_length, run.encoded)
