@@ -72,10 +72,17 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
         trials: The new number of trials, all counted; what it was if None.
         address: As for a new sweep.
         progress: As for a new sweep.
+
+    Raises:
+        RunError: The run is in use, or has more trials already.
     """
     with run.lock():
         config = run.config()
         if trials is not None:
+            started = len(run.open_study().records())
+            if trials < started:
+                rule = f"must be >= {started}, the trials that the run has already, but got {trials}"
+                raise RunError([Fault(str(run.path), rule, "--trials")])
             config = config.model_copy(update={"search": config.search.model_copy(update={"trials": trials})})
             run.write_config(config)
         # A driver that was killed before it had encoded the data starts from the user's files again.

@@ -18,7 +18,7 @@ from rayft.errors import CheckpointError, Fault, RunError
 from rayft.export.model_card import model_card
 from rayft.export.verify import TOLERANCE, Scores, verify_model
 from rayft.models.layers import map_layers
-from rayft.models.load import load_model, load_tokenizer
+from rayft.models.load import load_model, load_tokenizer, quiet
 from rayft.search_space import resolve
 from rayft.strategies import get_strategy
 from rayft.strategies.base import trainable_names
@@ -105,7 +105,8 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names:
     with torch.no_grad():
         for name, tensor in state.model.items():
             module.get_parameter(name).copy_(tensor)
-    strategy.exported(module).save_pretrained(folder)
+    with quiet():
+        strategy.exported(module).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

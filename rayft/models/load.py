@@ -99,7 +99,7 @@ def load_model(name: str, label_names: Sequence[str], pad_token_id: int, seed: i
             output_loading_info=True,
         )
 
-    with seeded(seed), _quiet():
+    with seeded(seed), quiet():
         model, info = _reading(name, "model", read)
     _check_loaded(name, model, info)
     return model.eval()
@@ -180,7 +180,7 @@ def _fault(name: str, rule: str) -> ModelError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bar and its report on the new head, which every fine-tuning has."""
     verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

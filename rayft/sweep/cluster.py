@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ray.exceptions import RayError
 from rayft.config import ClusterConfig
 from rayft.errors import SWEEP_FILE, ClusterError, Fault, SweepFailedError
 from rayft.sweep.ray_environment import protect_token
+
+CONNECT_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ def connected(address: str | None) -> Iterator[None]:
     if address is not None and address.startswith("ray://"):
         rule = "ray:// runs the sweep far from its run folder and its screen; run rayft on the cluster itself"
         raise ClusterError([Fault("--address", f"{rule}, but got {address!r}")])
+    if address is not None:
+        _check_reachable(address)
     # "local" and not None: a stale /tmp/ray/ray_current_cluster would be joined otherwise.
     local = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -67,6 +72,18 @@ def connected(address: str | None) -> Iterator[None]:
         raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes before it gives up on an address where nothing listens."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # auto, or a name that Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        rule = f"no Ray cluster answers at {address!r}: {error}"
+        raise ClusterError([Fault("--address", rule)]) from None
 
 
 def cpu_count() -> int:
