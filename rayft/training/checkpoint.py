@@ -146,12 +146,6 @@ def finished_checkpoints(trial_folder: Path) -> dict[int, str]:
     return found
 
 
-def latest_checkpoint(trial_folder: Path) -> Path | None:
-    """The newest checkpoint that is complete and undamaged."""
-    finished = finished_checkpoints(trial_folder)
-    return trial_folder / f"checkpoint-{max(finished)}" if finished else None
-
-
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 

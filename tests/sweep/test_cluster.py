@@ -8,6 +8,7 @@ import ray
 
 from rayft.config import ClusterConfig
 from rayft.errors import ClusterError
+from rayft.sweep import ray_environment
 from rayft.sweep.cluster import Placement, connected, plan
 
 LAPTOP = [{"CPU": 8.0, "memory": 1e10}]
@@ -132,9 +133,16 @@ def test_sigterm_stays_with_the_sweep_where_rays_init_takes_it(monkeypatch: pyte
 def test_a_cluster_that_does_not_answer_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeRay(monkeypatch, ConnectionError("ray is not there\nand more"))
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ClusterError, match=r"no Ray cluster answers at 'head:6379': ray is not there$"):
-        connected("head:6379").__enter__()
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at 'auto': ray is not there$"):
+        connected("auto").__enter__()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_address_where_nothing_listens_is_refused_before_ray_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch)
+    with pytest.raises(ClusterError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'"):
+        connected("127.0.0.1:1").__enter__()
+    assert not fake.is_up
 
 
 def test_ray_is_ended_with_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,8 +161,8 @@ def test_this_machine_is_never_taken_for_a_cluster_that_is_gone(
     fake = FakeRay(monkeypatch)
     with connected(None):
         assert (fake.given["address"], fake.given["include_dashboard"]) == ("local", False)
-    with connected("head:6379"):
-        assert fake.given["address"] == "head:6379"
+    with connected("auto"):
+        assert fake.given["address"] == "auto"
         assert "num_cpus" not in fake.given  # Ray refuses it for a cluster that is up
 
 
@@ -163,7 +171,7 @@ def test_rays_token_is_for_its_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_p
     token.parent.mkdir()
     token.write_text("secret")
     token.chmod(0o644)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray_environment, "TOKEN", token)
     FakeRay(monkeypatch)
     with connected(None):
         assert token.stat().st_mode & 0o777 == 0o600

@@ -13,7 +13,7 @@ from rayft.training.checkpoint import (
     MODEL,
     STATE,
     TrialState,
-    latest_checkpoint,
+    finished_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
@@ -118,19 +118,20 @@ def test_a_pickle_in_place_of_the_tensors_is_never_loaded(tmp_path: Path, monkey
         read_checkpoint(tmp_path / "checkpoint-1")
 
 
-def test_the_latest_whole_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    digests = {}
     for epoch in (1, 2, 9, 10, 11):
-        write_checkpoint(tmp_path / f"checkpoint-{epoch}", state_of(epoch))
+        digests[epoch] = write_checkpoint(tmp_path / f"checkpoint-{epoch}", state_of(epoch))
     flip_a_bit(tmp_path / "checkpoint-11" / STATE)
     (tmp_path / "checkpoint-10" / MANIFEST).unlink()
     (tmp_path / ".checkpoint-12.partial").mkdir()
     (tmp_path / "checkpoint-best").mkdir()
 
     with caplog.at_level(logging.WARNING):
-        assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
-    assert [Path(record.args[0]).name for record in caplog.records] == ["checkpoint-11", "checkpoint-10"]
+        assert finished_checkpoints(tmp_path) == {epoch: digests[epoch] for epoch in (1, 2, 9)}
+    assert {Path(record.args[0]).name for record in caplog.records} == {"checkpoint-11", "checkpoint-10"}
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None
-    assert latest_checkpoint(tmp_path / "missing") is None
+    assert finished_checkpoints(tmp_path) == {}
+    assert finished_checkpoints(tmp_path / "missing") == {}

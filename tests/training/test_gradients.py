@@ -150,17 +150,19 @@ def test_a_row_that_does_not_fit_ends_the_trial(data: EncodedData) -> None:
 def test_a_validation_row_that_does_not_fit_ends_the_trial(data: EncodedData) -> None:
     trial, _ = trial_with_limit(data, rows=0, error=torch.OutOfMemoryError("CUDA out of memory."))
 
-    with pytest.raises(MemoryExhaustedError, match="tokens per validation batch: CUDA out of memory"):
+    with pytest.raises(MemoryExhaustedError, match="out of memory with one row of validation: CUDA out of memory"):
         trial.evaluate(data.validation)
 
 
-def test_several_workers_do_not_try_again(data: EncodedData) -> None:
+def test_validation_batches_that_do_not_fit_are_halved(data: EncodedData) -> None:
     model = tiny_model("bert", len(LABEL_NAMES))
-    RowLimit(model, 3, torch.OutOfMemoryError("CUDA out of memory."))
-    two = Workers(rank=0, world_size=2, device=torch.device("cpu"))
+    alone = Workers(rank=0, world_size=1, device=torch.device("cpu"))
+    expected = predict(model, data.validation, len(LABEL_NAMES), alone, pad_token_id=0)
 
-    with pytest.raises(MemoryExhaustedError):
-        predict(model, data.validation, len(LABEL_NAMES), two, pad_token_id=0)
+    limit = RowLimit(model, 3, torch.OutOfMemoryError("CUDA out of memory."))
+    found = predict(model, data.validation, len(LABEL_NAMES), alone, pad_token_id=0)
+    assert limit.hits > 0
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(data: EncodedData) -> None:
