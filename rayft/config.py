@@ -141,6 +141,13 @@ class SearchConfig(StrictModel):
     study: str | None = None
     """URL of a database for the study, such as postgresql://HOST/NAME; a file in the run folder without it."""
 
+    @field_validator("study")
+    @classmethod
+    def _holds_no_password(cls, url: str | None) -> str | None:
+        if url is not None and re.search(r"://[^/@]*:[^/]*@", url):  # it would lie in the run folder for all to read
+            raise ValueError("must hold no password; the database's own environment variables or password file may")
+        return url
+
     @property
     def direction(self) -> Mode:
         """Whether less or more of the metric is better."""

@@ -509,3 +509,10 @@ def test_a_long_value_is_cut() -> None:
 
 def test_fixed_hyperparameters_are_those_of_a_trial_and_the_epochs() -> None:
     assert set(TrainingConfig.model_fields) - set(Hyperparameters.model_fields) == {"epochs"}
+
+
+def test_a_password_in_the_study_s_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValidationError) as caught:
+        SearchConfig(study="postgresql://me:hunter2@host/name")
+    assert "must hold no password" in caught.value.errors()[0]["msg"]
+    assert SearchConfig(study="postgresql://me@host:5432/name").study == "postgresql://me@host:5432/name"

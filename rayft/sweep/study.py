@@ -10,8 +10,10 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from rayft.config import Mode, SweepConfig
+from rayft.errors import SWEEP_FILE, ConfigError, Fault
 from rayft.search_space import Params, starting_points, suggest
 
 TrialState = Literal["complete", "pruned", "failed", "running"]
@@ -254,7 +256,11 @@ def _state_of(trial: FrozenTrial) -> TrialState:
 def _open_storage(url: str) -> optuna.storages.RDBStorage:
     # A reader (`rayft trials`) must never make the writer fail: SQLite waits for a lock instead of giving up.
     connect = {"timeout": 60} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+    except (ImportError, ArgumentError, NoSuchModuleError) as error:  # a driver that isn't installed, or no URL at all
+        reason = str(error).splitlines()[0]
+        raise ConfigError([Fault(SWEEP_FILE, f"can't be opened: {reason}", "search.study")]) from None
 
 
 @contextlib.contextmanager

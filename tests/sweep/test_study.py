@@ -9,6 +9,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from rayft import search_space
 from rayft.config import SweepConfig
+from rayft.errors import ConfigError
 from rayft.search_space import Params
 from rayft.sweep import study as study_module
 from rayft.sweep.study import FailureKind, SweepStudy, TrialRecord, best_epoch, leaders, make_sampler
@@ -535,3 +536,9 @@ def test_what_a_killed_driver_left_open_is_closed_where_rays_pickle_leaves_it_fo
         restored.on_trial_complete(name, {"accuracy": 0.5, "training_iteration": 2})
     states = [trial.state for trial in restored._ot_study.trials]
     assert states == [TrialState.RUNNING] * 2 + [TrialState.COMPLETE] * 2
+
+
+def test_a_study_that_can_t_be_opened_is_the_users_error() -> None:
+    for url in ("no-url", "nosuch://host/name"):
+        with pytest.raises(ConfigError, match=r"search\.study: can't be opened"):
+            SweepStudy(sweep(), url)
