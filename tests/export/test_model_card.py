@@ -10,7 +10,7 @@ CONFIG: dict[str, Any] = {
     "model": "google/electra-small-discriminator",
     "data": {"train": ["a.csv", "b.csv"], "validation": 0.2, "test": "test.csv", "columns": {"text": "review"}},
     "search_space": {"strategy": ["full", "lora"], "lora_rank": [4, 8]},
-    "search": {"metric": "macro_f1", "seed": 7, "study": "postgresql://user:secret@host/db"},
+    "search": {"metric": "macro_f1", "seed": 7, "study": "postgresql://secret-host/db"},
 }
 
 
