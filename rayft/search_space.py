@@ -1,8 +1,9 @@
 """From domains and conditions to the hyperparameters of one trial."""
 
-from collections.abc import Container
+from collections.abc import Container, Hashable
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from rayft.config import (
     SOME_STRATEGIES_ONLY,
@@ -29,6 +30,21 @@ def suggest(config: SweepConfig, trial: optuna.Trial) -> Params:
         if _is_active(config, name, domain, params):
             params[name] = _suggest_one(trial, name, domain)
     return params
+
+
+def searched_together(config: SweepConfig, name: str) -> list[str]:
+    """The hyperparameters that a trial searches if and only if it searches this one, itself included."""
+    condition = _condition(config, name)
+    return [other for other in config.search_space if _condition(config, other) == condition]
+
+
+def distribution(domain: Domain) -> BaseDistribution:
+    """The domain in Optuna's terms, as a trial's `suggest_...` puts it on record."""
+    if isinstance(domain, Categorical):
+        return CategoricalDistribution(domain.choices)
+    if domain.is_int:
+        return IntDistribution(int(domain.low), int(domain.high), step=int(domain.step or 1), log=domain.log)
+    return FloatDistribution(domain.low, domain.high, step=domain.step, log=domain.log)
 
 
 def resolve(config: SweepConfig, params: Params) -> Hyperparameters:
@@ -61,6 +77,14 @@ def _can_be_active(config: SweepConfig, name: str, start: Params) -> bool:
         return False
     when = config.search_space[name].when
     return all(start[parent] in as_list(wanted) for parent, wanted in when.items() if parent in start)
+
+
+def _condition(config: SweepConfig, name: str) -> Hashable:
+    """What `_is_active` asks for: with which strategies, and with which values of other hyperparameters."""
+    when = dict(config.search_space[name].when)
+    wanted = as_list(when.pop("strategy", config.strategies))
+    strategies = frozenset(one for one in config.strategies if one in wanted and _is_read(name, [one]))
+    return strategies, frozenset((parent, frozenset(as_list(values))) for parent, values in when.items())
 
 
 def _is_read(name: str, strategies: Container[Value]) -> bool:

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from rayft.config import STRATEGIES, STRATEGY_HYPERPARAMETERS, Hyperparameters, SweepConfig
-from rayft.search_space import Params, resolve, starting_points, suggest
+from rayft.search_space import Params, distribution, resolve, searched_together, starting_points, suggest
 
 EVERYTHING: dict[str, Any] = {
     # Conditions before what they depend on: the order in the file doesn't matter.
@@ -147,3 +147,20 @@ def test_a_starting_point_without_a_strategy_counts_if_the_strategy_fits() -> No
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     study.enqueue_trial(starting_points(config)[0])
     assert suggest(config, study.ask()) == {"strategy": "partial", "freeze_depth": 5}
+
+
+def test_what_is_searched_together_is_what_trials_have_together() -> None:
+    config = sweep(EVERYTHING)
+    trials = draw(config, 300)
+    for name in config.search_space:
+        having = {other: [other in params for params in trials] for other in config.search_space}
+        assert searched_together(config, name) == [other for other in having if having[other] == having[name]]
+
+
+def test_a_domain_is_the_distribution_that_is_on_record() -> None:
+    config = sweep(EVERYTHING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(60):
+        suggest(config, study.ask())
+    seen = {name: one for trial in study.trials for name, one in trial.distributions.items()}
+    assert seen == {name: distribution(domain) for name, domain in config.search_space.items()}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -15,8 +15,11 @@ from rich.text import Text
 
 from rayft.config import SweepConfig, Value
 from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_params
-from rayft.sweep.study import TrialRecord, is_better
+from rayft.sweep.ranking import is_better
 from rayft.training.results import EpochResult
+
+if TYPE_CHECKING:
+    from rayft.sweep.study import TrialRecord
 
 _RUNNING_SHOWN = 8
 """Rows of running trials in the live view; a larger cluster's would push the rest off the screen."""
@@ -24,7 +27,7 @@ _RUNNING_SHOWN = 8
 
 @dataclass
 class _Trial:
-    """A trial that counts for the best value: where it stands, and its best epoch's value."""
+    """Where a trial stands, and its best epoch's value."""
 
     params: Mapping[str, Value]
     epoch: int = 0
@@ -54,8 +57,8 @@ class Progress:
         self._n_trials = 0
         self._ended_now = 0
         self._states: Counter[str] = Counter()
-        self._trials: dict[int, _Trial] = {}
-        self._running: set[int] = set()
+        self._running: dict[int, _Trial] = {}
+        self._best_ended: tuple[int, _Trial] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +68,7 @@ class Progress:
     ) -> None:
         self.stop()
 
-    def started(self, n_trials: int, done: Sequence[TrialRecord]) -> None:
+    def started(self, n_trials: int, done: "Sequence[TrialRecord]") -> None:
         """Begins to show the sweep.
 
         Args:
@@ -84,21 +87,20 @@ class Progress:
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """A trial begins, or goes on after a resume or the loss of a worker."""
         with self._lock:
-            self._trials.setdefault(number, _Trial(params))
-            self._running.add(number)
+            self._running.setdefault(number, _Trial(params))
         self._event(f"trial {number} started: {format_params(params)}")
 
     def epoch(self, number: int, result: EpochResult) -> None:
         """A trial has finished an epoch."""
         value = result.metrics[self._config.search.metric]
         with self._lock:
-            trial = self._trials[number]
+            trial = self._running[number]
             trial.epoch = result.epoch
             if trial.value is None or is_better(value, trial.value, self._config.search.direction):
                 trial.value = value
         self._event(f"trial {number} epoch {result.epoch}: {self._config.search.metric} {format_metric(value)}")
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record: "TrialRecord") -> None:
         """A trial is complete, pruned or failed."""
         with self._lock:
             self._count_end(record)
@@ -148,13 +150,12 @@ class Progress:
     def _print(self, line: str, style: str | None = None) -> None:
         self._console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def _count_end(self, record: TrialRecord) -> None:
+    def _count_end(self, record: "TrialRecord") -> None:
         self._states[record.state] += 1
-        self._running.discard(record.number)
-        if record.state == "failed":  # has no checkpoint to win with
-            self._trials.pop(record.number, None)
-        else:
-            self._trials[record.number] = _Trial(record.params, record.epochs, record.value)
+        self._running.pop(record.number, None)
+        if record.state != "failed" and record.value is not None:  # a failed one has no checkpoint to win with
+            ended = (record.number, _Trial(record.params, record.epochs, record.value))
+            self._best_ended = self._better(ended, self._best_ended)
 
     def _counts(self, styled: bool = False) -> Text:
         counts = {**self._states, "running": len(self._running)}
@@ -167,16 +168,27 @@ class Progress:
         return Text(", ").join(parts)
 
     def _best_line(self) -> str:
-        sign = -1.0 if self._config.search.direction == "max" else 1.0
-        scored = [(sign * t.value, number) for number, t in self._trials.items() if t.value is not None]
-        if not scored:
+        best = self._best_ended
+        for candidate in self._running.items():
+            best = self._better(candidate, best)
+        if best is None:
             return "none yet"
-        number = min(scored)[1]
-        best = self._trials[number]
-        return f"{self._config.search.metric} {format_metric(best.value)}, trial {number}, {format_params(best.params)}"
+        number, trial = best
+        params = format_params(trial.params)
+        return f"{self._config.search.metric} {format_metric(trial.value)}, trial {number}, {params}"
+
+    def _better(self, one: tuple[int, _Trial], than: tuple[int, _Trial] | None) -> tuple[int, _Trial] | None:
+        """The better of two numbered trials, of equals the earlier; one without a value isn't any."""
+        if one[1].value is None:
+            return than
+        if than is None or than[1].value is None:
+            return one
+        if one[1].value == than[1].value:
+            return min(one, than, key=lambda trial: trial[0])
+        return one if is_better(one[1].value, than[1].value, self._config.search.direction) else than
 
     def _running_line(self, number: int) -> str:
-        trial = self._trials[number]
+        trial = self._running[number]
         epochs = f"epoch {trial.epoch}/{self._config.training.epochs}"
         return f"trial {number} {epochs} {format_metric(trial.value)} {format_params(trial.params)}"
 

@@ -3,29 +3,62 @@
 Written with TensorBoard's own writer and messages, so that the process that writes them needs no torch.
 """
 
+import os
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rayft.config import METRICS, Categorical, Domain, SweepConfig, Value
 from rayft.report.tables import format_value
-from rayft.sweep.study import TrialRecord
 from rayft.training.results import EpochResult
+
+if TYPE_CHECKING:
+    from rayft.sweep.study import TrialRecord
+
+_unique = count()
+
+
+class _EventFile:
+    """A new event file.
+
+    TensorBoard's own writer has a thread for each file, which every event has to be handed to, and waited for before a
+    reader sees it. Here events come in a bunch after each epoch, and are written at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The order of names is the order of reading, for a trial that goes on in a second file.
+        name = f"events.out.tfevents.{int(time.time()):010}.{platform.node()}.{os.getpid()}.{next(_unique):06}"
+        self._records = RecordWriter((folder / name).open("wb"))
+        source = SourceMetadata(writer="rayft.report.tensorboard")
+        self.write(Event(wall_time=time.time(), file_version="brain.Event:2", source_metadata=source))
+
+    def write(self, *events: Event) -> None:
+        """Adds events, which a reader sees at once."""
+        for event in events:
+            self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._records.close()
 
 
 @dataclass
 class _Session:
     """The open event file of a running trial, and the epoch that it has come to."""
 
-    writer: EventFileWriter
+    file: _EventFile
     epoch: int | None = None
 
 
@@ -48,9 +81,9 @@ class TrialEvents:
         self._space = config.search_space
         self._sessions: dict[int, _Session] = {}
         if not any(self._trials.glob("events.out.tfevents.*")):
-            writer = EventFileWriter(str(self._trials))
-            writer.add_event(Event(wall_time=time.time(), step=0, summary=_experiment(config)))
-            writer.close()
+            file = _EventFile(self._trials)
+            file.write(Event(wall_time=time.time(), step=0, summary=_experiment(config)))
+            file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -64,43 +97,41 @@ class TrialEvents:
         """Opens the trial's event file, or goes on in the one that is open."""
         if number in self._sessions:
             return
-        session = self._sessions[number] = _Session(EventFileWriter(str(self._trials / str(number))))
+        session = self._sessions[number] = _Session(_EventFile(self._trials / str(number)))
         values = {name: _session_value(self._space[name], value) for name, value in params.items()}
         summary = summary_v2.hparams_pb(values, trial_id=str(number))
-        session.writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
-        session.writer.flush()
+        session.file.write(Event(wall_time=time.time(), step=0, summary=summary))
 
     def epoch(self, number: int, result: EpochResult) -> None:
         """Writes an epoch's curve and metrics; what an earlier, lost attempt wrote for the same steps gives way."""
         session = self._sessions[number]
         now = time.time()
-        first_step = result.curve[0][0]
+        events: list[Event] = []
         if session.epoch != result.epoch - 1:  # a new file, or an epoch that is done again after a worker was lost
             restart = SessionLog(status=SessionLog.START)
-            session.writer.add_event(Event(wall_time=now, step=first_step, session_log=restart))
+            events.append(Event(wall_time=now, step=result.curve[0][0], session_log=restart))
         for index, (step, loss, rate) in enumerate(result.curve, start=1):
             wall_time = now - result.seconds * (1 - index / len(result.curve))
-            session.writer.add_event(_scalars(step, {"train/loss": loss, "train/learning_rate": rate}, wall_time))
+            events.append(_scalars(step, {"train/loss": loss, "train/learning_rate": rate}, wall_time))
         values = {f"validation/{name}": value for name, value in result.metrics.items()}
         values["train/samples_per_second"] = result.samples_per_second
-        session.writer.add_event(_scalars(result.epoch, values, now))
-        session.writer.flush()
+        session.file.write(*events, _scalars(result.epoch, values, now))
         session.epoch = result.epoch
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record: "TrialRecord") -> None:
         """Writes the trial's metrics for the HParams tab and closes its file."""
         self.trial_started(record.number, record.params)
-        writer = self._sessions.pop(record.number).writer
+        file = self._sessions.pop(record.number).file
         if record.best_epoch is not None:
             values = {f"best/{name}": value for name, value in record.metrics.items()}
-            writer.add_event(_scalars(record.best_epoch, values, time.time()))
-        writer.add_event(Event(wall_time=time.time(), step=0, summary=_session_end(record.state == "failed")))
-        writer.close()
+            file.write(_scalars(record.best_epoch, values, time.time()))
+        file.write(Event(wall_time=time.time(), step=0, summary=_session_end(record.state == "failed")))
+        file.close()
 
     def close(self) -> None:
         """Closes the files of trials that are still running."""
         while self._sessions:
-            self._sessions.popitem()[1].writer.close()
+            self._sessions.popitem()[1].file.close()
 
 
 def _scalars(step: int, values: Mapping[str, float], wall_time: float) -> Event:

@@ -11,8 +11,9 @@ from ray import tune
 from rayft.sweep.exchange import LEADERS
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import EpochDone, GroupLost, Outcome, TrialFailed
+from rayft.sweep.ranking import leaders
 from rayft.sweep.searcher import DriverOnly, StudySearcher
-from rayft.sweep.study import TrialRecord, leaders
+from rayft.sweep.study import TrialRecord
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
         self._study = sweep.study
         self._watchers = sweep.watchers
         self._searcher = searcher
+        self._leaders = leaders(self._ended_trials(), self._mode, LEADERS)
         self.stopped_by: str | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -88,15 +90,29 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
     def _ended(self, slot: int, record: TrialRecord) -> None:
         for watcher in self._watchers:
             watcher.trial_ended(record)
-        self.drop_checkpoints()
+        # A running trial may lead and still fail: those that have ended are ranked among themselves. Only the trials
+        # that this end touches are looked at, so that it takes no longer the more trials there are.
+        before = self._leaders
+        self._leaders = leaders([*before, record], self._mode, LEADERS)
+        self._clear([*before, record])
         self._searcher.release(slot)  # last: what fails before it must not give the slot to a second trial
 
     def drop_checkpoints(self) -> None:
-        """Deletes the checkpoints of ended trials that don't lead, and of the leaders all but the best epoch's."""
-        # A running trial may lead and still fail: those that have ended are ranked among themselves.
-        ended = [record for record in self._study.records() if record.state != "running"]
-        keep = {r.number: r.best_epoch for r in leaders(ended, self._mode, LEADERS)}
+        """Deletes the checkpoints of ended trials that don't lead, and of the leaders all but the best epoch's.
+
+        At a trial's end that is done for those that it touches; here for all, with those that the searcher ended and
+        the checkpoints that were written late.
+        """
+        ended = self._ended_trials()
+        self._leaders = leaders(ended, self._mode, LEADERS)
+        self._clear(ended)
+
+    def _clear(self, ended: list[TrialRecord]) -> None:
+        keep = {record.number: record.best_epoch for record in self._leaders}
         for record in ended:
             for folder in self._run.trial(record.number).glob("checkpoint-*"):
                 if folder.name != f"checkpoint-{keep.get(record.number)}":
                     shutil.rmtree(folder, ignore_errors=True)
+
+    def _ended_trials(self) -> list[TrialRecord]:
+        return [record for record in self._study.records() if record.state != "running"]

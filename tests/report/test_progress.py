@@ -98,6 +98,14 @@ def test_best_follows_running_trials_and_forgets_those_that_fail(plain: Progress
     assert view(plain)[2] == "best macro_f1 0.6000, trial 0, strategy=full"
 
 
+def test_of_equal_trials_the_earlier_is_shown_as_the_best(plain: Progress) -> None:
+    plain.started(6, [ended(2, "complete", 0.6), ended(1, "pruned", 0.6), ended(3, "complete", None)])
+    plain.trial_started(0, {"strategy": "partial"})
+    assert view(plain)[2] == "best macro_f1 0.6000, trial 1, strategy=full"
+    plain.epoch(0, result(1, 0.6))
+    assert view(plain)[2] == "best macro_f1 0.6000, trial 0, strategy=partial"
+
+
 def test_less_is_better_where_the_metric_is_a_loss(config: SweepConfig, text: io.StringIO) -> None:
     search = config.search.model_copy(update={"metric": "loss"})
     progress = Progress(config.model_copy(update={"search": search}), output_console(text))

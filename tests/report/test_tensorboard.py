@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +153,26 @@ def test_steps_that_are_done_again_replace_the_lost_ones(tmp_path: Path, config:
         events.trial_started(0, PARAMS)
         events.epoch(0, epoch_result(3, 0.5))
     assert [step for step, _ in scalars(tmp_path / "trials/0", "train/loss")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_open_files_take_no_threads(tmp_path: Path, config: SweepConfig) -> None:
+    before = threading.active_count()
+    with TrialEvents(tmp_path, config) as events:
+        for number in range(4):
+            events.trial_started(number, PARAMS)
+        assert threading.active_count() == before
+
+
+def test_files_are_read_in_the_order_in_which_they_were_written(
+    tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)  # many within one second
+    for number in range(1, 13):
+        with TrialEvents(tmp_path, config) as events:
+            events.trial_started(0, PARAMS)
+            events.epoch(0, epoch_result(number, number / 20))
+    found = scalars(tmp_path / "trials/0", "validation/loss")
+    assert found == [(number, number / 20) for number in range(1, 13)]
 
 
 def test_writing_events_loads_no_torch() -> None:

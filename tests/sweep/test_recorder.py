@@ -294,3 +294,50 @@ def test_what_a_resumed_sweep_finds_is_cleared_too(make_sweep: MakeSweep) -> Non
     again = make_sweep()
     again.recorder.drop_checkpoints()
     assert again.kept() == [f"trials/{number}/checkpoint-1" for number in range(3)]
+
+
+def test_a_trials_end_looks_at_no_more_trials_the_more_there_are(
+    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make_sweep(slots=1)
+    for value in range(12):
+        one.train(value / 20)
+    looked: list[int] = []
+    real = RunFolder.trial
+
+    def trial(run: RunFolder, number: int) -> Path:
+        looked.append(number)
+        return real(run, number)
+
+    monkeypatch.setattr(RunFolder, "trial", trial)
+    monkeypatch.setattr(one.study, "records", lambda: pytest.fail("reads every trial"))
+    one.train(0.56)
+    assert set(looked) == {9, 10, 11, 12}
+    assert one.kept() == [f"trials/{number}/checkpoint-1" for number in (10, 11, 12)]
+
+
+def test_leaders_of_an_earlier_run_are_ranked_with_the_trials_of_this_one(make_sweep: MakeSweep) -> None:
+    one = make_sweep()
+    for value in (0.5, 0.6, 0.7):
+        one.train(value)
+    again = make_sweep()
+    for value in (0.4, 0.65):
+        again.train(value)
+    assert again.kept() == [f"trials/{number}/checkpoint-1" for number in (1, 2, 4)]
+
+
+def test_a_leader_that_only_lacked_its_end_is_kept(make_sweep: MakeSweep) -> None:
+    """The searcher ends it, which nobody tells the recorder."""
+    one = make_sweep()
+    for value in (0.5, 0.6, 0.7):
+        one.train(value)
+    whole = one.start()
+    for epoch, value in enumerate((0.8, 0.9, 0.85), 1):
+        one.epoch(whole, epoch, value)  # the driver is killed before it records the end
+    again = make_sweep()
+    again.train(0.4)
+    again.train(0.65)
+    assert again.study.record(3).state == "complete"
+    assert "trials/3/checkpoint-2" in again.kept()
+    again.recorder.drop_checkpoints()
+    assert again.kept() == ["trials/2/checkpoint-1", "trials/3/checkpoint-2", "trials/5/checkpoint-1"]

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,8 +12,8 @@ from rayft import search_space
 from rayft.config import SweepConfig
 from rayft.errors import ConfigError
 from rayft.search_space import Params
-from rayft.sweep import study as study_module
-from rayft.sweep.study import FailureKind, SweepStudy, TrialRecord, best_epoch, leaders, make_sampler
+from rayft.sweep.ranking import FailureKind
+from rayft.sweep.study import SweepStudy, TrialRecord
 from tests.sweep.conftest import OpenStudy, metrics, quality, sweep
 
 Read = Callable[[], list[Any]]
@@ -83,23 +84,6 @@ def test_optuna_is_told_the_best_epochs_value_and_the_direction(
     (trial,) = optuna_trials()
     assert trial.value == pytest.approx(told)
     assert list(trial.intermediate_values) == [1, 2, 3]
-
-
-def test_of_equal_epochs_the_earliest_is_the_best() -> None:
-    assert best_epoch({3: 0.7, 2: 0.8, 1: 0.8}, "max") == 1
-    assert best_epoch({1: 0.3, 2: 0.2, 3: 0.2}, "min") == 2
-    assert best_epoch({}, "max") is None
-
-
-def test_of_equal_trials_the_earlier_leads_and_failures_never_do() -> None:
-    def record(number: int, value: float | None, state: Any = "complete") -> TrialRecord:
-        return TrialRecord(number, state, {}, value)
-
-    records = [record(0, 0.7), record(1, 0.9, "failed"), record(2, 0.8), record(3, 0.8), record(4, None, "pruned")]
-
-    assert [r.number for r in leaders(records, "max", 2)] == [2, 3]
-    assert [r.number for r in leaders(records, "min", 9)] == [0, 2, 3]
-    assert leaders([record(0, 0.0), record(1, 0.5)], "min", 1)[0].number == 0  # a zero is a value
 
 
 def test_a_stopped_trial_is_pruned_with_its_steps_where_rays_searcher_says_complete(
@@ -255,7 +239,7 @@ def test_an_epoch_that_comes_twice_counts_once(open_study: OpenStudy, optuna_tri
     assert optuna_trials()[0].intermediate_values == {1: 0.5}
 
 
-def test_an_epoch_that_was_half_recorded_is_recorded_whole_the_next_time(
+def test_a_driver_that_dies_while_it_records_an_epoch_leaves_nothing_of_it(
     open_study: OpenStudy, optuna_trials: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = open_study(sweep())
@@ -266,7 +250,7 @@ def test_an_epoch_that_was_half_recorded_is_recorded_whole_the_next_time(
     monkeypatch.undo()
 
     study = open_study(sweep())
-    assert study.record(number).values == {}
+    assert study.record(number).values == optuna_trials()[0].intermediate_values == {}
     study.reopen(number)
     study.record_epoch(number, 1, metrics(0.5), seconds=1.0)
 
@@ -386,37 +370,47 @@ def _killed(*args: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("drawn", [0, 2])
 @pytest.mark.parametrize("finished", [0, 12])
-def test_a_trial_that_was_drawn_in_part_is_drawn_to_its_end(
-    open_study: OpenStudy, monkeypatch: pytest.MonkeyPatch, drawn: int, finished: int
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_a_driver_that_dies_while_it_draws_a_trial_leaves_nothing_of_it(
+    open_study: OpenStudy, monkeypatch: pytest.MonkeyPatch, drawn: int, finished: int, sampler: str
 ) -> None:
-    config = sweep(search={"seed": 1})
-    study = open_study(config)
+    config = sweep(search={"seed": 1, "sampler": sampler, "start_with": STARTS[:1]})
+    whole = proposals(open_study, config, finished + 1, "whole.db")
+    study = driver(open_study, config)
     for _ in range(finished):
         run_on(study, *study.ask())
-    real, calls = search_space.suggest, iter(range(99))
-
-    def dying(config: SweepConfig, trial: optuna.Trial) -> Params:
-        draw = search_space._suggest_one
-        monkeypatch.setattr(
-            search_space, "_suggest_one", lambda *given: draw(*given) if next(calls) < drawn else _killed()
-        )
-        return real(config, trial)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(study_module, "suggest", dying)
-        with pytest.raises(_Killed):
-            study.ask()
+    draw, calls = search_space._suggest_one, iter(range(99))
+    monkeypatch.setattr(search_space, "_suggest_one", lambda *given: draw(*given) if next(calls) < drawn else _killed())
+    with pytest.raises(_Killed):
+        study.ask()
     monkeypatch.undo()
 
-    study = open_study(config)
-    before = study.record(finished).params
-    params = study.reopen(finished)
+    study = driver(open_study, config)
+    assert len(study.records()) == finished
+    assert study.ask() == (finished, whole[-1])
+
+
+@pytest.mark.parametrize("drawn", [0, 2])
+def test_a_trial_that_was_drawn_in_part_is_drawn_to_its_end(
+    open_study: OpenStudy, monkeypatch: pytest.MonkeyPatch, drawn: int, tmp_path: Path
+) -> None:
+    """As `optuna.Study.ask` leaves it, which writes one parameter at a time."""
+    open_study(sweep())
+    other = optuna.load_study(study_name="rayft", storage=f"sqlite:///{tmp_path / 'study.db'}").ask()
+    draw, calls = search_space._suggest_one, iter(range(99))
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(search_space, "_suggest_one", lambda *given: draw(*given) if next(calls) < drawn else _killed())
+        search_space.suggest(sweep(), other)
+
+    study = open_study(sweep())
+    before = study.record(0).params
+    params = study.reopen(0)
     assert len(before) == drawn
     assert before.items() <= params.items()
     assert {"strategy", "learning_rate", "batch_size", "dropout"} <= params.keys()
-    assert study.reopen(finished) == params == study.record(finished).params
-    run_on(study, finished, params)
-    assert study.ask()[0] == finished + 1
+    assert study.reopen(0) == params == study.record(0).params == open_study(sweep()).record(0).params
+    run_on(study, 0, params)
+    assert study.ask()[0] == 1
 
 
 # --- starting points and extending
@@ -477,17 +471,6 @@ def test_an_extended_sweep_goes_on_as_a_longer_one_would_have(open_study: OpenSt
     rest = proposals(open_study, config(14), 3, "extended.db")
 
     assert first + rest == whole
-
-
-def test_seeds_of_neighbouring_trials_and_sweeps_differ() -> None:
-    def draw(seed: int, number: int) -> float:
-        study = optuna.create_study(sampler=make_sampler("random", seed, number))
-        return study.ask().suggest_float("x", 0, 1)
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    draws = [draw(seed, number) for seed in (0, 1, 2**31 - 1) for number in range(40)]
-    assert len(set(draws)) == len(draws)
-    assert 0.4 < sum(draws) / len(draws) < 0.6
 
 
 # --- what Ray's own searcher can't do
