@@ -30,6 +30,10 @@ class AdversarialStrategy(Strategy):
         """See `Strategy.prepare`."""
         return freeze_below(model, layers, hp.freeze_depth, hp.dropout)
 
+    def frozen_blocks(self, hp: Hyperparameters) -> int:
+        """See `Strategy.frozen_blocks`."""
+        return hp.freeze_depth
+
     def adversary(
         self, model: nn.Module, num_labels: int, hp: Hyperparameters, device: torch.device, seed: int
     ) -> "Adversary":
@@ -54,7 +58,7 @@ class FeatureTap:
         self._handle = model.base_model.register_forward_hook(self._pool, with_kwargs=True)
 
     def _pool(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden = output[0]
+        hidden = output[0].float()  # of lower precision under autocast
         mask = self._signature.bind(*args, **kwargs).arguments.get("attention_mask")
         if mask is None:
             self.features = hidden.mean(dim=1)

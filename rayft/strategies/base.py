@@ -47,6 +47,10 @@ class Strategy(ABC):
         """The trainable parameters of the prepared module that L2-SP holds near where they start: all but the head."""
         return frozenset(trainable_names(model)).difference(layers.head)
 
+    def frozen_blocks(self, hp: Hyperparameters) -> int:
+        """How many of the first blocks never change, nor what comes before them; 0 if all of that is trained."""
+        return 0
+
     def adversary(
         self, model: nn.Module, num_labels: int, hp: Hyperparameters, device: torch.device, seed: int
     ) -> Adversary | None:

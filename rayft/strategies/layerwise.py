@@ -21,6 +21,10 @@ class LayerwiseStrategy(Strategy):
         """See `Strategy.prepare`."""
         return freeze_below(model, layers, hp.freeze_depth, hp.dropout)
 
+    def frozen_blocks(self, hp: Hyperparameters) -> int:
+        """See `Strategy.frozen_blocks`."""
+        return hp.freeze_depth
+
     def rate_factors(self, model: nn.Module, layers: LayerMap, hp: Hyperparameters) -> dict[str, float]:
         """See `Strategy.rate_factors`."""
         from_top = (layers.head + layers.after_blocks, *reversed(layers.blocks), layers.embeddings)

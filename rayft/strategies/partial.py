@@ -16,3 +16,7 @@ class PartialStrategy(Strategy):
     def prepare(self, model: PreTrainedModel, layers: LayerMap, hp: Hyperparameters) -> nn.Module:
         """See `Strategy.prepare`."""
         return freeze_below(model, layers, hp.freeze_depth, hp.dropout)
+
+    def frozen_blocks(self, hp: Hyperparameters) -> int:
+        """See `Strategy.frozen_blocks`."""
+        return hp.freeze_depth

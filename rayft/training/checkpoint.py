@@ -1,17 +1,17 @@
 """A trial's state on disk: safetensors and JSON only, no pickle, with a manifest of digests that is written last."""
 
-import hashlib
 import json
 import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from rayft.config import StrictModel
 from rayft.errors import CheckpointError
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class _FileDigest(StrictModel):
-    sha256: str
+    xxh3_128: str
     bytes: int
 
 
@@ -47,7 +47,8 @@ class TrialState:
         micro_batch: Rows per forward pass and worker.
         history: The result of each finished epoch.
         model: The trainable tensors, by parameter name.
-        optimizer: The optimiser's tensors and, under `adversary/`, the discriminator's.
+        optimizer: The optimiser's tensors and, under `adversary/`, the discriminator's; none after the last epoch.
+        precision: `bf16` if it was trained and validated under autocast to bfloat16, else `fp32`.
     """
 
     epoch: int
@@ -56,31 +57,48 @@ class TrialState:
     history: tuple[EpochResult, ...]
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    precision: str
 
 
-def write_checkpoint(folder: Path, state: TrialState) -> str:
-    """Writes the checkpoint beside `folder` and moves it there when it is complete.
+@dataclass(frozen=True)
+class PackedCheckpoint:
+    """A checkpoint in memory, apart from the tensors that it was made from: they may train on while it is written.
 
-    A trial has one writer, its rank 0. A checkpoint that is already there is replaced.
-
-    Returns:
-        The SHA-256 of the manifest, and so of the whole checkpoint.
+    Attributes:
+        files: What each file of the checkpoint holds.
+        digest: Of the manifest, and so of the whole checkpoint.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_storable(state.model), partial / MODEL)
-    save_file(_storable(state.optimizer), partial / OPTIMIZER)
-    counters = {"epoch": state.epoch, "step": state.step, "micro_batch": state.micro_batch}
-    history = [result.state_dict() for result in state.history]
-    (partial / STATE).write_text(json.dumps({**counters, "history": history}, allow_nan=False))
-    files = {name: _FileDigest(sha256=_sha256(partial / name), bytes=(partial / name).stat().st_size) for name in FILES}
-    (partial / MANIFEST).write_text(_Manifest(files=files).model_dump_json(indent=1))
-    digest = _sha256(partial / MANIFEST)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.replace(folder)
-    return digest
+
+    files: dict[str, bytes]
+    digest: str
+
+    @classmethod
+    def of(cls, state: TrialState) -> Self:
+        """Packs a trial's state."""
+        counters = {"epoch": state.epoch, "step": state.step, "micro_batch": state.micro_batch}
+        history = [result.state_dict() for result in state.history]
+        files = {
+            MODEL: save(_storable(state.model)),
+            OPTIMIZER: save(_storable(state.optimizer)),
+            STATE: json.dumps({**counters, "precision": state.precision, "history": history}, allow_nan=False).encode(),
+        }
+        digests = {name: _FileDigest(xxh3_128=_digest(file), bytes=len(file)) for name, file in files.items()}
+        manifest = _Manifest(files=digests).model_dump_json(indent=1).encode()
+        return cls({**files, MANIFEST: manifest}, _digest(manifest))
+
+    def write(self, folder: Path) -> None:
+        """Writes the files beside `folder` and moves them there when they are complete.
+
+        A trial has one writer, its rank 0. A checkpoint that is already there is replaced.
+        """
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, file in self.files.items():
+            (partial / name).write_bytes(file)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
 
 
 def read_checkpoint(folder: Path, digest: str | None = None) -> TrialState:
@@ -88,7 +106,7 @@ def read_checkpoint(folder: Path, digest: str | None = None) -> TrialState:
 
     Args:
         folder: The checkpoint.
-        digest: What `write_checkpoint` returned, to be held against the manifest.
+        digest: On record for it, to be held against the manifest.
 
     Raises:
         CheckpointError: A file is missing, short, damaged or not of this format; names the file.
@@ -104,6 +122,7 @@ def read_checkpoint(folder: Path, digest: str | None = None) -> TrialState:
             history=tuple(EpochResult.from_state_dict(result) for result in state["history"]),
             model=model,
             optimizer=optimizer,
+            precision=state["precision"],
         )
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE} isn't the state of a trial: {error}") from error
@@ -117,8 +136,8 @@ def verify_checkpoint(folder: Path, digest: str | None = None) -> None:
     """
     manifest = folder / MANIFEST
     files = _read_manifest(manifest).files
-    if digest is not None and (found := _sha256(manifest)) != digest:
-        raise CheckpointError(f"{manifest} has SHA-256 {found}, but {digest} is on record")
+    if digest is not None and (found := _file_digest(manifest)) != digest:
+        raise CheckpointError(f"{manifest} has digest {found}, but {digest} is on record")
     for name in FILES:
         path = folder / name
         if not path.is_file():
@@ -126,8 +145,8 @@ def verify_checkpoint(folder: Path, digest: str | None = None) -> None:
         expected, size = files[name], path.stat().st_size
         if size != expected.bytes:
             raise CheckpointError(f"{path} has {size} bytes, but its manifest says {expected.bytes}")
-        if _sha256(path) != expected.sha256:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 isn't the manifest's")
+        if _file_digest(path) != expected.xxh3_128:
+            raise CheckpointError(f"{path} is damaged: its digest isn't the manifest's")
 
 
 def finished_checkpoints(trial_folder: Path) -> dict[int, str]:
@@ -142,7 +161,7 @@ def finished_checkpoints(trial_folder: Path) -> dict[int, str]:
         except CheckpointError as error:
             _log.warning("passed over %s: %s", path, error)
         else:
-            found[int(epoch)] = _sha256(path / MANIFEST)
+            found[int(epoch)] = _file_digest(path / MANIFEST)
     return found
 
 
@@ -150,9 +169,20 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _sha256(path: Path) -> str:
+def _digest(content: bytes) -> str:
+    """Of 128 bits that guard against damage; they need not guard against people who may write the run folder.
+
+    Packing is the one part of a checkpoint that training waits for, and SHA-256 would be most of it.
+    """
+    return xxh3_128_hexdigest(content)
+
+
+def _file_digest(path: Path) -> str:
+    digest = xxh3_128()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> _Manifest:

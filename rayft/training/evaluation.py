@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rayft.data.batches import collate, eval_batches
+from rayft.data.batches import eval_batches
 from rayft.data.encode import EncodedSplit
 from rayft.training.failures import MemoryExhaustedError, is_out_of_memory
-from rayft.training.gradients import to_device
+from rayft.training.forward import Forward
 from rayft.training.workers import Workers
 
 TOKENS_PER_BATCH = 8192
@@ -15,12 +15,7 @@ TOKENS_PER_BATCH = 8192
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
-    split: EncodedSplit,
-    num_labels: int,
-    workers: Workers,
-    pad_token_id: int,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    forward: Forward, split: EncodedSplit, num_labels: int, workers: Workers, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> np.ndarray:
     """Logits, [rows, labels], the same on every worker; each computes a share of the batches.
 
@@ -29,15 +24,13 @@ def predict(
     Raises:
         MemoryExhaustedError: A single row doesn't fit.
     """
-    model.eval()
+    forward.model.eval()
     logits: Tensor = torch.zeros((len(split), num_labels), device=workers.device)
     to_do = eval_batches(split.lengths, tokens_per_batch)[workers.rank :: workers.world_size]
     while to_do:
         rows = to_do.pop()
         try:
-            inputs = to_device(collate(split, rows, pad_token_id), workers.device)
-            inputs.pop("labels", None)
-            logits[torch.from_numpy(rows).to(workers.device)] = model(**inputs).logits.float()
+            logits[torch.from_numpy(rows).to(workers.device)] = forward.logits(forward.batch(split, rows))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -11,10 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from rayft.config import Hyperparameters
-from rayft.data.batches import collate, shard
+from rayft.data.batches import shard
 from rayft.data.encode import EncodedData, EncodedSplit
 from rayft.strategies.adversarial import Adversary, FeatureTap
 from rayft.training.failures import MemoryExhaustedError, is_out_of_memory
+from rayft.training.forward import Batch, Forward
 from rayft.training.workers import Workers
 
 
@@ -70,26 +71,25 @@ class BatchGradients:
 
     def __init__(
         self,
-        model: nn.Module,
+        forward: Forward,
         data: EncodedData,
         hp: Hyperparameters,
         workers: Workers,
         adversary: Adversary | None,
-        pad_token_id: int,
         micro_batch: int,
     ) -> None:
         self.micro_batch = micro_batch
+        self._forward = forward
         self._data = data
         self._hp = hp
         self._workers = workers
         self._adversary = adversary
-        self._pad_token_id = pad_token_id
-        self._module = model
+        self._module = forward.model
         if adversary:
-            assert isinstance(model, PreTrainedModel)
-            self._tap = FeatureTap(model)
+            assert isinstance(forward.model, PreTrainedModel)
+            self._tap = FeatureTap(forward.model)
         if workers.world_size > 1:
-            self._module = DistributedDataParallel(model, find_unused_parameters=True)
+            self._module = DistributedDataParallel(forward.model, find_unused_parameters=True)
 
     def compute(self, batch: GlobalBatch) -> BatchPass:
         """Replaces all gradients by those of a global batch, and lets the adversary learn from it.
@@ -121,19 +121,19 @@ class BatchGradients:
     def _backward(self, parts: list[MicroBatch]) -> BatchPass:
         result = BatchPass(torch.zeros((), device=self._workers.device))
         for number, part in enumerate(parts, start=1):
-            inputs = collate(part.split, part.rows, self._pad_token_id)
-            result.tokens += int(inputs["attention_mask"].sum())
-            result.padded_tokens += inputs["attention_mask"].numel()
+            batch = self._forward.batch(part.split, part.rows)
+            result.tokens += batch.tokens
+            result.padded_tokens += batch.padded_tokens
             with self._synchronised(last=number == len(parts)):
-                objective = self._forward(part, to_device(inputs, self._workers.device), result)
+                objective = self._objective(part, batch, result)
                 # Shares add up over workers, where DDP takes the mean.
                 (objective * self._workers.world_size).backward()  # type: ignore[no-untyped-call]
         return result
 
-    def _forward(self, part: MicroBatch, inputs: dict[str, Tensor], result: BatchPass) -> Tensor:
+    def _objective(self, part: MicroBatch, batch: Batch, result: BatchPass) -> Tensor:
         """The micro-batch's part of what is minimised."""
-        labels = inputs.pop("labels", None)
-        logits: Tensor = self._module(**inputs).logits
+        labels = batch.labels
+        logits = self._forward.logits(batch, through=self._module)
         objective = logits.new_zeros(())
         if labels is not None:
             smoothing = self._hp.label_smoothing
@@ -188,13 +188,6 @@ class BatchGradients:
             raise MemoryExhaustedError(f"out of memory with {rows}: {reason}")
         self.micro_batch = -(-self.micro_batch // 2)
         release_memory(self._module)
-
-
-def to_device(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Moves a batch, without waiting for the GPU."""
-    if device.type != "cuda":
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in inputs.items()}
 
 
 def release_memory(module: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """One trial's fine-tuning: the train loop, validation, and saving and resuming between epochs."""
 
-import copy
 import random
 import time
 from collections.abc import Iterator
@@ -17,10 +16,13 @@ from rayft.data.batches import train_batches
 from rayft.data.encode import EncodedData, EncodedSplit
 from rayft.errors import CheckpointError
 from rayft.models.layers import LayerMap
+from rayft.models.sharing import own_trainable, sharing_copy
 from rayft.strategies import get_strategy
-from rayft.training.checkpoint import TrialState, read_checkpoint, write_checkpoint
+from rayft.training.acceleration import PLAIN, Acceleration, compile_blocks
+from rayft.training.checkpoint import PackedCheckpoint, TrialState, read_checkpoint
 from rayft.training.epoch_log import EpochLog, check_finite
 from rayft.training.evaluation import predict
+from rayft.training.forward import Forward
 from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.metrics import compute_metrics
 from rayft.training.optim import StartingPoint, build_lr_scheduler, build_optimizer, pack_optimizer, unpack_optimizer
@@ -38,7 +40,7 @@ class FineTuning:
     the same result as a new one.
 
     Args:
-        base: The pretrained model with its new head; left as it is.
+        base: The pretrained model with its new head, on the workers' device; its weights are left as they are.
         layers: Its layer map.
         data: The encoded splits.
         hp: What to train with.
@@ -47,6 +49,7 @@ class FineTuning:
         pad_token_id: What fills rows up.
         workers: This process among the trial's.
         micro_batch: At most so many rows per pass and worker; from the batch size if None.
+        acceleration: How to compute.
 
     Attributes:
         history: The result of each finished epoch.
@@ -64,16 +67,18 @@ class FineTuning:
         pad_token_id: int,
         workers: Workers,
         micro_batch: int | None = None,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         self.history: list[EpochResult] = []
         self._data, self._hp, self._workers = data, hp, workers
-        self._epochs, self._seed, self._pad_token_id = epochs, seed, pad_token_id
+        self._epochs, self._seed, self._acceleration = epochs, seed, acceleration
         self._finished_steps = 0
         self._total_steps = epochs * len(self._train_batches(epoch=1))
 
         seed_generators(seed, epoch=0, rank=0)  # new parameters must be the same on all workers
         self._strategy = strategy = get_strategy(hp.strategy)
-        self._model = strategy.prepare(copy.deepcopy(base), layers, hp).to(workers.device)
+        self._model = strategy.prepare(sharing_copy(base), layers, hp).to(workers.device)
+        own_trainable(self._model)
         self._adversary = strategy.adversary(self._model, len(data.label_names), hp, workers.device, seed)
         self._trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         pretrained = strategy.pretrained_names(self._model, layers)
@@ -81,10 +86,13 @@ class FineTuning:
         self._starting_point = StartingPoint([self._trainable[name] for name in sorted(pretrained)], l2_sp)
         self._optimizer = build_optimizer(self._model, strategy.rate_factors(self._model, layers, hp), hp)
         self._lr_scheduler = build_lr_scheduler(self._optimizer, hp, self._total_steps)
+        frozen = strategy.frozen_blocks(hp)
+        if acceleration.compiled:
+            compile_blocks(self._model, layers, frozen)
+        self._forward = Forward(self._model, layers, frozen, pad_token_id, workers, acceleration)
         share = -(-hp.batch_size // workers.world_size)
-        self._gradients = BatchGradients(
-            self._model, data, hp, workers, self._adversary, pad_token_id, min(micro_batch or share, share)
-        )
+        micro_batch = min(micro_batch or share, share)
+        self._gradients = BatchGradients(self._forward, data, hp, workers, self._adversary, micro_batch)
 
     @property
     def epoch(self) -> int:
@@ -106,6 +114,8 @@ class FineTuning:
         epoch, started = self.epoch + 1, time.perf_counter()
         assert epoch <= self._epochs, f"epoch {epoch} of {self._epochs}"
         seed_generators(self._seed, epoch, self._workers.rank)
+        unlabeled = self._data.unlabeled if self._adversary else None
+        self._forward.look_up(self._data.train, self._data.validation, unlabeled)
         self._model.train()
         log = EpochLog(self._workers, epoch, self._total_steps // self._epochs, self._finished_steps)
         for batch in self._global_batches(epoch):
@@ -128,23 +138,24 @@ class FineTuning:
     def evaluate(self, split: EncodedSplit) -> dict[str, float]:
         """All metrics over a whole labelled split, the same on every worker."""
         assert split.labels is not None, f"{split.name} has no labels"
-        logits = predict(self._model, split, len(self._data.label_names), self._workers, self._pad_token_id)
+        logits = predict(self._forward, split, len(self._data.label_names), self._workers)
         return compute_metrics(logits, split.labels)
 
-    def save(self, folder: Path) -> str:
-        """Writes a checkpoint; to be called on rank 0 alone, whose state is that of all workers.
-
-        Returns:
-            The checkpoint's digest.
-        """
+    def pack(self) -> PackedCheckpoint:
+        """A checkpoint, ready to be written; to be called on rank 0 alone, whose state is that of all workers."""
         assert self._workers.rank == 0, "a trial has one writer"
-        tensors = {f"{OPTIMIZER_PREFIX}{k}": v for k, v in pack_optimizer(self._optimizer, self._model).items()}
-        if self._adversary:
-            tensors |= {f"{ADVERSARY_PREFIX}{k}": v for k, v in self._adversary.state_dict().items()}
+        optimizer: dict[str, Tensor] = {}
+        if self.epoch < self._epochs:  # after the last epoch nobody goes on from here
+            optimizer |= {f"{OPTIMIZER_PREFIX}{k}": v for k, v in pack_optimizer(self._optimizer, self._model).items()}
+            if self._adversary:
+                optimizer |= {f"{ADVERSARY_PREFIX}{k}": v for k, v in self._adversary.state_dict().items()}
         model: dict[str, Tensor] = dict(self._trainable)
         history = tuple(self.history)
-        state = TrialState(self.epoch, self._finished_steps, self.micro_batch, history, model, tensors)
-        return write_checkpoint(folder, state)
+        precision = "fp32" if self._acceleration.autocast is None else "bf16"
+        state = TrialState(
+            self.epoch, self._finished_steps, self.micro_batch, history, model, optimizer, precision=precision
+        )
+        return PackedCheckpoint.of(state)
 
     def resume(self, folder: Path) -> None:
         """Goes back, or on, to a checkpoint's epoch; training from there equals training without interruption.

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rayft.config import Hyperparameters, StrategyName
 from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Rows, Splits
 from rayft.strategies import get_strategy
+from rayft.training.acceleration import PLAIN
+from rayft.training.forward import Forward
 from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
@@ -75,6 +78,10 @@ def fine_tuning(
     )
 
 
+def plain_forward(model: nn.Module, workers: Workers = ALONE) -> Forward:
+    return Forward(model, tiny_layers("bert"), 0, 0, workers, PLAIN)
+
+
 def gradients_of(
     data: EncodedData, strategy: StrategyName, batch: GlobalBatch, micro_batch: int, workers: Workers = ALONE
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -82,7 +89,7 @@ def gradients_of(
     hp = hyperparameters(strategy, label_smoothing=0.1)
     model = tiny_model("bert", len(LABEL_NAMES)).eval()  # without dropout, which would differ
     adversary = get_strategy(strategy).adversary(model, len(LABEL_NAMES), hp, workers.device, seed=0)
-    result = BatchGradients(model, data, hp, workers, adversary, pad_token_id=0, micro_batch=micro_batch).compute(batch)
+    result = BatchGradients(plain_forward(model, workers), data, hp, workers, adversary, micro_batch).compute(batch)
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     if adversary:
         found |= {f"adversary.{name}": p.grad for name, p in adversary.discriminator.named_parameters()}

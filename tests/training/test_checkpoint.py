@@ -1,3 +1,4 @@
+import io
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,10 @@ from rayft.training.checkpoint import (
     MANIFEST,
     MODEL,
     STATE,
+    PackedCheckpoint,
     TrialState,
     finished_checkpoints,
     read_checkpoint,
-    write_checkpoint,
 )
 from rayft.training.results import CurvePoint, EpochResult
 
@@ -30,7 +31,14 @@ def state_of(epoch: int) -> TrialState:
         history=(result,),
         model={"a": torch.randn(3, 5, generator=generator), "b": torch.randn(4, 6, generator=generator).T},
         optimizer={"a/exp_avg": torch.randn(3, 5, generator=generator), "a/step": torch.tensor(7.0)},
+        precision="fp32",
     )
+
+
+def write_checkpoint(folder: Path, state: TrialState) -> str:
+    packed = PackedCheckpoint.of(state)
+    packed.write(folder)
+    return packed.digest
 
 
 def flip_a_bit(path: Path) -> None:
@@ -110,8 +118,14 @@ def test_another_checkpoint_than_the_one_on_record(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "two", digest)
 
 
+def pickled(tensors: dict[str, torch.Tensor]) -> bytes:
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    return file.getvalue()
+
+
 def test_a_pickle_in_place_of_the_tensors_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayft.training.checkpoint.save_file", torch.save)
+    monkeypatch.setattr("rayft.training.checkpoint.save", pickled)
     write_checkpoint(tmp_path / "checkpoint-1", state_of(1))
 
     with pytest.raises(CheckpointError, match=f"{MODEL} isn't a safetensors file"):

@@ -60,7 +60,7 @@ def run_trials(workers: Workers, encoded: Path, folder: Path) -> dict[str, Any]:
             float(p.detach().double().sum()) for p in trial.trained_model().parameters()
         )
         if workers.rank == 0:
-            trial.save(folder / strategy / f"checkpoint-{EPOCHS}")
+            trial.pack().write(folder / strategy / f"checkpoint-{EPOCHS}")
     diverging = fine_tuning(data, hyperparameters(learning_rate=1e30, max_grad_norm=None), workers=workers)
     with pytest.raises(DivergedError) as caught:
         diverging.train_epoch()

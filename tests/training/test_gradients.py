@@ -16,9 +16,8 @@ from rayft.training.evaluation import predict
 from rayft.training.failures import MemoryExhaustedError, is_out_of_memory
 from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.loop import FineTuning
-from rayft.training.workers import Workers
 from tests.conftest import tiny_layers, tiny_model
-from tests.training.conftest import ALONE, LABEL_NAMES, gradients_of, hyperparameters
+from tests.training.conftest import ALONE, LABEL_NAMES, gradients_of, hyperparameters, plain_forward
 
 TRAIN_ROWS = np.arange(11)
 UNLABELED_ROWS = np.arange(3, 10)
@@ -59,7 +58,7 @@ def test_micro_batches_change_nothing(
 def test_the_loss_is_the_mean_over_the_rows(data: EncodedData) -> None:
     hp = hyperparameters()
     model = tiny_model("bert", len(LABEL_NAMES)).eval()
-    result = BatchGradients(model, data, hp, ALONE, None, pad_token_id=0, micro_batch=3).compute(
+    result = BatchGradients(plain_forward(model), data, hp, ALONE, None, micro_batch=3).compute(
         GlobalBatch(TRAIN_ROWS, UNLABELED_ROWS[:0])
     )
 
@@ -130,7 +129,7 @@ def test_a_step_that_runs_out_of_memory_is_taken_in_smaller_parts(
 def test_a_smaller_micro_batch_is_kept_by_a_checkpoint(data: EncodedData, tmp_path: Any) -> None:
     limited, _ = trial_with_limit(data, rows=3, error=torch.OutOfMemoryError("CUDA out of memory."))
     limited.train_epoch()
-    limited.save(tmp_path / "checkpoint-1")
+    limited.pack().write(tmp_path / "checkpoint-1")
     resumed, limit = trial_with_limit(data, rows=3, error=torch.OutOfMemoryError("CUDA out of memory."))
     resumed.resume(tmp_path / "checkpoint-1")
 
@@ -156,11 +155,10 @@ def test_a_validation_row_that_does_not_fit_ends_the_trial(data: EncodedData) ->
 
 def test_validation_batches_that_do_not_fit_are_halved(data: EncodedData) -> None:
     model = tiny_model("bert", len(LABEL_NAMES))
-    alone = Workers(rank=0, world_size=1, device=torch.device("cpu"))
-    expected = predict(model, data.validation, len(LABEL_NAMES), alone, pad_token_id=0)
+    expected = predict(plain_forward(model), data.validation, len(LABEL_NAMES), ALONE)
 
     limit = RowLimit(model, 3, torch.OutOfMemoryError("CUDA out of memory."))
-    found = predict(model, data.validation, len(LABEL_NAMES), alone, pad_token_id=0)
+    found = predict(plain_forward(model), data.validation, len(LABEL_NAMES), ALONE)
     assert limit.hits > 0
     assert found == pytest.approx(expected, abs=1e-5)
 

@@ -118,7 +118,7 @@ def test_resuming_equals_no_interruption(
     hp = hyperparameters(strategy, l2_sp=0.01, label_smoothing=0.1)
     whole = fine_tuning(data_with_unlabeled, hp)
     train(whole, 1)
-    whole.save(tmp_path / "checkpoint-1")
+    whole.pack().write(tmp_path / "checkpoint-1")
     train(whole, 2)
     seed_generators(seed=7, epoch=7, rank=7)  # a process that resumes may have them in any state
     resumed = fine_tuning(data_with_unlabeled, hp)
@@ -127,15 +127,15 @@ def test_resuming_equals_no_interruption(
 
     assert [numbers(result) for result in resumed.history] == [numbers(result) for result in whole.history]
     assert_same(weights(resumed), weights(whole))
-    whole.save(tmp_path / "whole")
-    resumed.save(tmp_path / "resumed")
+    whole.pack().write(tmp_path / "whole")
+    resumed.pack().write(tmp_path / "resumed")
     assert_same(read_checkpoint(tmp_path / "resumed").optimizer, read_checkpoint(tmp_path / "whole").optimizer)
 
 
 def test_resuming_goes_back_as_well(data: EncodedData, tmp_path: Path) -> None:
     trial = fine_tuning(data, hyperparameters())
     train(trial, 1)
-    trial.save(tmp_path / "checkpoint-1")
+    trial.pack().write(tmp_path / "checkpoint-1")
     expected = train(trial, 1)
     trial.resume(tmp_path / "checkpoint-1")
 
@@ -146,7 +146,7 @@ def test_resuming_goes_back_as_well(data: EncodedData, tmp_path: Path) -> None:
 def test_a_checkpoint_holds_what_trains_and_no_more(data: EncodedData, tmp_path: Path) -> None:
     trial = fine_tuning(data, hyperparameters("partial", freeze_depth=3))
     train(trial, 1)
-    trial.save(tmp_path / "checkpoint-1")
+    trial.pack().write(tmp_path / "checkpoint-1")
 
     held = set(read_checkpoint(tmp_path / "checkpoint-1").model)
     assert held == {*tiny_layers("bert").after_blocks, *tiny_layers("bert").head}
@@ -155,7 +155,7 @@ def test_a_checkpoint_holds_what_trains_and_no_more(data: EncodedData, tmp_path:
 def test_a_checkpoint_of_another_strategy(data: EncodedData, tmp_path: Path) -> None:
     trial = fine_tuning(data, hyperparameters("lora"))
     train(trial, 1)
-    trial.save(tmp_path / "checkpoint-1")
+    trial.pack().write(tmp_path / "checkpoint-1")
 
     with pytest.raises(CheckpointError, match=r"is of another trial: .* strategy full differ in"):
         fine_tuning(data, hyperparameters("full")).resume(tmp_path / "checkpoint-1")

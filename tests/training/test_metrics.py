@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from rayft.config import METRICS
 from rayft.training.metrics import compute_metrics
@@ -40,3 +41,18 @@ def test_logits_that_are_not_numbers_show_in_the_loss() -> None:
     metrics = compute_metrics(np.full((2, 2), np.nan, dtype=np.float32), np.array([0, 1]))
 
     assert math.isnan(metrics["loss"])
+
+
+@pytest.mark.parametrize("labels", [2, 3, 7])
+def test_values_are_scikit_learns(labels: int) -> None:
+    generator = np.random.default_rng(labels)
+    for _ in range(50):
+        rows = int(generator.integers(1, 30))
+        logits = generator.normal(size=(rows, labels)).astype(np.float32)
+        true, predicted = generator.integers(0, labels, rows), logits.argmax(axis=-1)
+        metrics = compute_metrics(logits, true)
+
+        assert metrics["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+        assert metrics["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro", zero_division=0.0))
+        assert metrics["weighted_f1"] == pytest.approx(f1_score(true, predicted, average="weighted", zero_division=0.0))
+        assert metrics["matthews_correlation"] == pytest.approx(matthews_corrcoef(true, predicted))

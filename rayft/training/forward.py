@@ -1,0 +1,120 @@
+"""From rows of a split to logits: by way of their tokens, or of what the frozen blocks gave for them."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rayft.data.batches import collate
+from rayft.data.encode import EncodedSplit
+from rayft.models.layers import LayerMap
+from rayft.models.prefix_files import PrefixFeatures
+from rayft.models.prefix_input import PrefixInput
+from rayft.training.acceleration import Acceleration
+from rayft.training.workers import Workers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, ready for the model.
+
+    Attributes:
+        inputs: The model's arguments, on its device.
+        labels: Label ids, [rows], or None for rows without.
+        hidden: What the frozen blocks gave, [rows, length, hidden size], if that is known.
+        tokens: Without padding.
+        padded_tokens: With padding.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    hidden: Tensor | None
+    tokens: int
+    padded_tokens: int
+
+
+class Forward:
+    """A model's forward pass, which starts behind its frozen blocks where their output is known.
+
+    Args:
+        model: A trial's model.
+        layers: Its layer map.
+        frozen: How many of its blocks are frozen, with all before them; 0 if nothing is.
+        pad_token_id: What fills rows up.
+        workers: This process among the trial's.
+        acceleration: How to compute.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: LayerMap,
+        frozen: int,
+        pad_token_id: int,
+        workers: Workers,
+        acceleration: Acceleration,
+    ) -> None:
+        self.model = model
+        self._frozen, self._pad_token_id, self._workers = frozen, pad_token_id, workers
+        self._autocast, self._cache = acceleration.autocast, acceleration.cache
+        self._known: dict[EncodedSplit, PrefixFeatures] = {}
+        self._prefix: PrefixInput | None = None
+        if frozen and self._cache is not None:
+            assert isinstance(model, PreTrainedModel), "a model whose blocks are frozen isn't wrapped"
+            self._prefix = PrefixInput(model, layers, frozen)
+
+    def look_up(self, *splits: EncodedSplit | None) -> None:
+        """Takes what the cache has for the splits, or lets it compute that.
+
+        If another process of the node computes it now, this one waits, which is no longer than computing it would be.
+        An epoch without would give the same but for the last digits, and so make results a matter of timing.
+        """
+        if self._prefix is None or self._cache is None:
+            return
+        for split in splits:
+            if split is not None and split not in self._known:
+                features = self._cache.features(split, self._frozen, wait=True)
+                if features is not None:
+                    self._known[split] = features
+
+    def batch(self, split: EncodedSplit, rows: np.ndarray) -> Batch:
+        """Reads some rows and moves them to the model's device."""
+        inputs = collate(split, rows, self._pad_token_id)
+        mask = inputs["attention_mask"]
+        tokens, padded_tokens = int(mask.sum()), mask.numel()
+        features = self._known.get(split)
+        hidden = None if features is None else features.batch(rows, mask.shape[1])
+        moved = {name: self._moved(tensor) for name, tensor in inputs.items()}
+        labels = moved.pop("labels", None)
+        return Batch(moved, labels, None if hidden is None else self._moved(hidden), tokens, padded_tokens)
+
+    def logits(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
+        """The logits of a batch, in float32, [rows, labels].
+
+        Args:
+            batch: From `batch`.
+            through: A wrapper of the model to call in its stead, such as DDP's.
+        """
+        with self._behind_frozen(batch), self._in_low_precision():
+            logits: Tensor = (through or self.model)(**batch.inputs).logits
+        return logits.float()
+
+    def _behind_frozen(self, batch: Batch) -> AbstractContextManager[None]:
+        if batch.hidden is None:
+            return nullcontext()
+        assert self._prefix is not None
+        return self._prefix.feeding(batch.hidden)
+
+    def _in_low_precision(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._workers.device.type, self._autocast)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the model's device, without waiting for a GPU."""
+        if self._workers.device.type != "cuda":
+            return tensor.to(self._workers.device)
+        return tensor.pin_memory().to(self._workers.device, non_blocking=True)
