@@ -45,6 +45,7 @@ __all__ = [
     "Hyperparameters",
     "MetricName",
     "Mode",
+    "Precision",
     "Range",
     "SearchConfig",
     "Source",
@@ -57,6 +58,7 @@ __all__ = [
     "with_absolute_paths",
 ]
 
+Precision = Literal["auto", "fp32", "bf16"]
 MetricName = Literal["loss", "accuracy", "macro_f1", "weighted_f1", "matthews_correlation"]
 Mode = Literal["min", "max"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
@@ -112,6 +114,14 @@ class TrainingConfig(Hyperparameters):
 
     epochs: int = Field(4, ge=1)
     """The longest that a trial may train, and the learning rate schedule's horizon."""
+    precision: Precision = "auto"
+    """bf16 computes under autocast; auto does so where the processor gains from it."""
+    cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda raw: "off" if raw is False else raw)] = "auto"
+    """auto keeps what frozen layers give on each node's disk, where reading it is faster than computing it."""
+    cache_gb: float = Field(20.0, gt=0)
+    """The most that the cache takes of a node's disk; what was used least recently makes room."""
+    compile: bool = False
+    """Whether the layers that train go through torch.compile, which takes a C++ compiler and a minute."""
 
 
 def parse_duration(raw: Any) -> Any:

@@ -64,7 +64,12 @@ def encode_splits(splits: Splits, tokenizer: "PreTrainedTokenizerBase", max_leng
             faults.append(Fault(split, f"{len(summary.empty)} of {len(rows)} texts have no tokens: {texts}"))
     if faults:
         raise DataError(faults)
-    manifest = {"label_names": splits.label_names, "max_length": max_length, "splits": summaries}
+    manifest = {
+        "label_names": splits.label_names,
+        "max_length": max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "splits": summaries,
+    }
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(folder / MANIFEST)
@@ -128,13 +133,23 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class EncodedData:
-    """All encoded splits of a sweep; `label_names[id]` is the name of a label id."""
+    """All encoded splits of a sweep.
+
+    Attributes:
+        train: Labelled rows.
+        validation: Labelled rows.
+        test: Labelled rows, if the sweep has any for this.
+        unlabeled: Rows without labels, if the sweep has any.
+        label_names: `label_names[id]` is the name of a label id.
+        pad_token_id: What fills rows up, the tokenizer's.
+    """
 
     train: EncodedSplit
     validation: EncodedSplit
     test: EncodedSplit | None
     unlabeled: EncodedSplit | None
     label_names: tuple[str, ...]
+    pad_token_id: int
 
     @classmethod
     def open(cls, folder: Path) -> "EncodedData":
@@ -156,7 +171,8 @@ class EncodedData:
 
         train, validation = split("train"), split("validation")
         assert train is not None and validation is not None
-        return cls(train, validation, split("test"), split("unlabeled"), tuple(manifest["label_names"]))
+        label_names, pad_token_id = tuple(manifest["label_names"]), manifest["pad_token_id"]
+        return cls(train, validation, split("test"), split("unlabeled"), label_names, pad_token_id)
 
 
 @dataclass

@@ -55,9 +55,10 @@ def export_model(config: SweepConfig, run: Path, trial: TrialRecord, to: Path, *
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        write_model(config, run, trial, data.label_names, partial)
-        scores = verify_model(partial, encoded, trial.metrics, score_test=score_test and data.test is not None)
-        best = _record(config, trial, data, scores)
+        precision = write_model(config, run, trial, data.label_names, partial)
+        score_test = score_test and data.test is not None
+        scores = verify_model(partial, encoded, trial.metrics, precision, score_test)
+        best = _record(config, trial, data, precision, scores)
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
         (partial / RECORD).write_text(json.dumps(best, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _move_into_place(partial, to)
@@ -78,7 +79,7 @@ def _check_possible(run: Path, trial: TrialRecord, to: Path) -> None:
         raise RunError(faults)
 
 
-def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names: Sequence[str], folder: Path) -> None:
+def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names: Sequence[str], folder: Path) -> str:
     """Writes the weights, config and tokenizer of a trial's best epoch as transformers does.
 
     Args:
@@ -87,6 +88,9 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names:
         trial: A trial whose checkpoint was kept.
         label_names: The labels in the order of their ids.
         folder: Where to write; made if it doesn't exist.
+
+    Returns:
+        The precision that the trial was trained and validated in.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or not of this trial.
@@ -108,6 +112,7 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names:
     with quiet():
         strategy.exported(module).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return state.precision
 
 
 def _tokenizer_for_export(config: SweepConfig) -> PreTrainedTokenizerBase:
@@ -116,7 +121,9 @@ def _tokenizer_for_export(config: SweepConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _record(config: SweepConfig, trial: TrialRecord, data: EncodedData, scores: Scores) -> dict[str, Any]:
+def _record(
+    config: SweepConfig, trial: TrialRecord, data: EncodedData, precision: str, scores: Scores
+) -> dict[str, Any]:
     splits = (data.train, data.validation, data.test, data.unlabeled)
     return {
         "model": config.model,
@@ -130,7 +137,8 @@ def _record(config: SweepConfig, trial: TrialRecord, data: EncodedData, scores: 
         "test": scores.metrics.get("test"),
         "verification": {
             "validation": scores.metrics["validation"],
-            "tolerance": TOLERANCE,
+            "precision": precision,
+            "tolerance": TOLERANCE[precision],
             "device": scores.device,
         },
         "labels": list(data.label_names),

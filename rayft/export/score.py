@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("data", type=Path, help="folder of SPLIT.arrow, with columns text, [text_pair] and label")
     parser.add_argument("splits", nargs="+", metavar="SPLIT", help="validation, test")
+    parser.add_argument("--bf16", action="store_true", help="compute under torch.autocast to bfloat16")
     given = parser.parse_args(arguments)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"the model's weights have {fault.replace('_', ' ')}: {', '.join(map(str, loaded[fault]))}"
             )
     model.to(device).eval()
-    metrics = {split: score(model, tokenizer, given.data / f"{split}.arrow", device) for split in given.splits}
+    with torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
+        metrics = {split: score(model, tokenizer, given.data / f"{split}.arrow", device) for split in given.splits}
     print(json.dumps({"device": device.type, "metrics": metrics}))
 
 

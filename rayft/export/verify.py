@@ -10,8 +10,11 @@ from pathlib import Path
 
 from rayft.errors import VerificationError
 
-TOLERANCE = 1e-3
-"""How far each validation metric may lie from the record: room for another device's rounding, not for other weights."""
+TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+"""How far each validation metric may lie from the record: room for another device's rounding, not for other weights.
+
+bfloat16 has 8 bits of precision, and rounds a row otherwise when it is padded with others.
+"""
 
 _SCRIPT = Path(__file__).with_name("score.py")
 
@@ -29,38 +32,42 @@ class Scores:
     metrics: dict[str, dict[str, float]]
 
 
-def verify_model(folder: Path, encoded: Path, recorded: Mapping[str, float], score_test: bool) -> Scores:
+def verify_model(
+    folder: Path, encoded: Path, recorded: Mapping[str, float], precision: str, score_test: bool
+) -> Scores:
     """Scores a model folder in a clean process and holds validation against the record.
 
     Args:
         folder: The model folder.
         encoded: The run's encoded data, whose raw text is tokenised anew with the folder's own tokenizer.
         recorded: The validation metrics that the search recorded for these weights.
+        precision: `fp32` or `bf16`, which they were measured in.
         score_test: Whether to score the test split as well, in the same process.
 
     Raises:
         VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the record.
     """
-    scores = _score(folder, encoded, ("validation", "test") if score_test else ("validation",))
-    compare(scores.metrics["validation"], recorded)
+    scores = _score(folder, encoded, ("validation", "test") if score_test else ("validation",), precision)
+    compare(scores.metrics["validation"], recorded, TOLERANCE[precision])
     return scores
 
 
-def compare(scored: Mapping[str, float], recorded: Mapping[str, float]) -> None:
+def compare(scored: Mapping[str, float], recorded: Mapping[str, float], tolerance: float) -> None:
     """Holds the metrics of a clean process against those that the search recorded.
 
     Raises:
-        VerificationError: One is further than `TOLERANCE` from the record, or isn't a number.
+        VerificationError: One is further than `tolerance` from the record, or isn't a number.
     """
-    wrong = [name for name, value in recorded.items() if not abs(scored[name] - value) <= TOLERANCE]  # so NaN is wrong
+    wrong = [name for name, value in recorded.items() if not abs(scored[name] - value) <= tolerance]  # so NaN is wrong
     if wrong:
         found = "; ".join(f"{name} is {scored[name]:.6f}, but {recorded[name]:.6f} is on record" for name in wrong)
         raise VerificationError(f"the exported model doesn't score on validation what the search recorded: {found}")
 
 
-def _score(folder: Path, encoded: Path, splits: tuple[str, ...]) -> Scores:
+def _score(folder: Path, encoded: Path, splits: tuple[str, ...], precision: str) -> Scores:
     # -P keeps rayft's own folder off the path; -I would also hide packages that are installed for the user alone.
     command = [sys.executable, "-P", str(_SCRIPT), str(folder.resolve()), str(encoded.resolve()), *splits]
+    command += ["--bf16"] if precision == "bf16" else []
     # The folder has to be enough by itself, so the hub is out of reach.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -3,9 +3,9 @@
 import logging
 import math
 import os
-import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,11 +39,12 @@ class Placement:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Connects this process to a cluster, or starts Ray on this machine, for as long as the block runs.
 
     Args:
         address: The cluster's address, or None for this machine alone.
+        meanwhile: Called while Ray comes up.
 
     Raises:
         ClusterError: There is no cluster at the address, or it is one that a sweep can't run from here.
@@ -53,25 +54,32 @@ def connected(address: str | None) -> Iterator[None]:
         raise ClusterError([Fault("--address", f"{rule}, but got {address!r}")])
     if address is not None:
         _check_reachable(address)
+    # Not on the main thread, where Ray would put up a SIGTERM handler of its own, which exits in mid-sweep; and the
+    # main thread has seconds of imports to do meanwhile. Ray's processes die with the thread that started them, so it
+    # stays.
+    with ThreadPoolExecutor(1, "ray") as starter:
+        started = starter.submit(_start, address)
+        try:
+            meanwhile()
+            started.result()
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+            rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
+            raise ClusterError([Fault("--address", rule)]) from None
+        try:
+            protect_token()
+            yield
+        except RayError as error:
+            logger.exception("Ray failed")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
+        finally:
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
     # "local" and not None: a stale /tmp/ray/ray_current_cluster would be joined otherwise.
     local = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
-        raise ClusterError([Fault("--address", rule)]) from None
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts one of its own there, which exits in mid-sweep
-    try:
-        protect_token()
-        yield
-    except RayError as error:
-        logger.exception("Ray failed")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
-    finally:
-        ray.shutdown()
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
 
 
 def _check_reachable(address: str) -> None:

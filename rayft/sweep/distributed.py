@@ -11,7 +11,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayft.errors import SweepFailedError
+from rayft.errors import SweepFailedError, UserError
 from rayft.sweep.cluster import Placement
 from rayft.sweep.exchange import Exchange
 from rayft.sweep.groups import WorkerGroups
@@ -64,14 +64,21 @@ def run_trials(
     groups.start()
     try:
         encoded.result()
-        _tune(sweep, placement.groups, exchange, scratch, is_over)
+    except UserError:  # nothing runs yet that would be worth waiting for
+        groups.stop(patience=0)
+        raise
+    try:
+        recorder = _tune(sweep, placement.groups, exchange, scratch, is_over)
     finally:
         if not groups.stop():
             logger.warning("worker groups were ended in the middle of an epoch")
         shutil.rmtree(scratch, ignore_errors=True)
+    recorder.drop_checkpoints()  # one may have been written after its trial had ended
+    if recorder.stopped_by is not None:
+        raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.path}")
 
 
-def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool]) -> None:
+def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool]) -> Recorder:
     config = sweep.config
     scheduler = make_scheduler(config)
     searcher = StudySearcher(sweep.study, scheduler, config, groups)
@@ -106,9 +113,7 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
     except tune.TuneError as error:
         logger.exception("Ray Tune failed")
         raise SweepFailedError(f"Ray Tune failed: {error}; go on with: rayft resume {sweep.run.path}") from None
-    recorder.drop_checkpoints()
-    if recorder.stopped_by is not None:
-        raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.path}")
+    return recorder
 
 
 def _start_exchange(sweep: OpenSweep, placement: Placement) -> ActorHandle:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from rayft.config import Mode
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupLost, Interrupted, Outcome, TrialFailed
-from rayft.sweep.study import is_better
+from rayft.sweep.ranking import is_better
 
 LEADERS = 3
 """How many trials keep the checkpoint of their best epoch."""
@@ -147,6 +147,10 @@ class Exchange:
         here.expect_restart(generation)
         if here.command is not None and here.is_on(trial):
             here.command = replace(here.command, micro_batch=micro_batch)
+
+    async def recycle(self, slot: int, generation: str) -> None:
+        """The workers end before they have begun a trial, to start anew."""
+        self._slots[slot].expect_restart(generation)
 
     async def lose(self, slot: int, reason: str) -> None:
         """The group can't work: trials that ask for it are told so."""

@@ -11,18 +11,17 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
+from rayft import imports
 from rayft.sweep.cluster import Placement
+from rayft.sweep.lean_trainer import LeanTorchTrainer
 from rayft.sweep.protocol import GroupSpec
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 20.0
 """How long groups get to end by themselves, which frees their placement groups."""
-
-
-NEEDLESS_CALLBACKS = frozenset({"DatasetsCallback", "PlacementGroupCleanerCallback"})
 
 
 class WorkerGroups:
@@ -45,6 +44,7 @@ class WorkerGroups:
         self._placement = placement
         self._max_failures = max_failures
         self._scratch = scratch
+        self._stopping = False
         self._threads = [
             threading.Thread(target=self._keep_alive, args=(slot,), name=f"group-{slot}", daemon=True)
             for slot in range(placement.groups)
@@ -55,9 +55,10 @@ class WorkerGroups:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> bool:
-        """Asks the groups to end; returns whether all did within `STOP_SECONDS`."""
-        deadline = time.monotonic() + STOP_SECONDS
+    def stop(self, patience: float = STOP_SECONDS) -> bool:
+        """Asks the groups to end; returns whether all did within some seconds."""
+        self._stopping = True
+        deadline = time.monotonic() + patience
         with contextlib.suppress(RayError):  # the exchange is gone, which ends the groups as well
             ray.get(self._exchange.close.remote())
         for thread in self._threads:
@@ -79,14 +80,15 @@ class WorkerGroups:
         try:
             self._trainer(slot, name).fit()
         except Exception as error:  # whatever it is, a trial may be waiting for this group and has to be told
-            logger.warning("worker group %d ended", slot, exc_info=error)
+            if not self._stopping:
+                logger.warning("worker group %d ended", slot, exc_info=error)
             return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return "the group ended by itself"
 
-    def _trainer(self, slot: int, name: str) -> TorchTrainer:
+    def _trainer(self, slot: int, name: str) -> LeanTorchTrainer:
         place = self._placement
         resources = {"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {})}
-        return _LeanTorchTrainer(
+        return LeanTorchTrainer(
             _train_loop,
             train_loop_config={"exchange": self._exchange, "slot": slot, "spec": self._spec},
             torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
@@ -105,21 +107,10 @@ class WorkerGroups:
         )
 
 
-class _LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer without the helper processes that rayft has no use for, two of them for each group.
-
-    `DatasetsCallback` starts an actor for Ray Data. `PlacementGroupCleanerCallback` starts a detached one, for
-    controllers that die; Ray removes their placement groups with them anyway.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ not in NEEDLESS_CALLBACKS]
-
-
 def _train_loop(config: dict[str, Any]) -> None:
     # Not at the top: it imports transformers, whose lazy modules two threads can't import at the same time, and in the
     # driver a thread that checks the model does so by now.
-    from rayft.sweep.worker import worker_loop
+    with imports.swiftly():
+        from rayft.sweep.worker import worker_loop
 
     worker_loop(config)

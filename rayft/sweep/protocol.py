@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from rayft.config import Hyperparameters, Mode
-from rayft.sweep.study import FailureKind
+from rayft.config import Hyperparameters, Mode, Precision
+from rayft.sweep.ranking import FailureKind
 from rayft.training.results import EpochResult
 
 
@@ -13,25 +13,27 @@ class GroupSpec:
 
     Attributes:
         model: Hub id or local folder.
-        label_names: The labels by id.
-        pad_token_id: The tokenizer's padding token.
         run: The run folder.
         epochs: The longest that a trial may train.
         seed: The sweep's seed.
         threads: CPU threads per worker.
         metric: The search metric, whose best epoch's checkpoint is kept.
         mode: Whether less or more of it is better.
+        precision: What to compute in.
+        cache_bytes: The most that the cache of frozen layers takes of a node's disk; 0 if there is to be none.
+        compiled: Whether layers that train are compiled.
     """
 
     model: str
-    label_names: tuple[str, ...]
-    pad_token_id: int
     run: str
     epochs: int
     seed: int
     threads: int
     metric: str
     mode: Mode
+    precision: Precision
+    cache_bytes: int
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ class EpochDone:
 
     Attributes:
         result: What it gave.
-        digest: Of the epoch's checkpoint, which an epoch that leads the sweep has before it is reported: what is on
-            record can be exported.
+        digest: Of the epoch's checkpoint, which an epoch that leads the sweep has: what is on record can be exported.
     """
 
     result: EpochResult

@@ -9,12 +9,14 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from rayft.config import SweepConfig
 from rayft.errors import SWEEP_FILE, Fault, RunError
-from rayft.sweep.study import SweepStudy, checkpoint_path
 from rayft.sweep_file import dump_sweep, load_sweep
+
+if TYPE_CHECKING:
+    from rayft.sweep.study import SweepStudy
 
 PACKAGES = ("rayft", "ray", "torch", "transformers", "peft", "optuna", "datasets", "scikit-learn", "numpy")
 
@@ -68,8 +70,10 @@ class RunFolder:
             raise RunError([Fault(str(path), "is not a run folder: it has no sweep.yaml")])
         return cls(path.resolve())
 
-    def open_study(self) -> SweepStudy:
+    def open_study(self) -> "SweepStudy":
         """The sweep's study: the file in the folder, or the run's own one in the database that the sweep names."""
+        from rayft.sweep.study import SweepStudy  # workers have no use for it, and it brings a database with it
+
         config = self.config()
         if config.search.study is None:
             return SweepStudy(config, f"sqlite:///{self.path / 'study.db'}")
@@ -97,7 +101,7 @@ class RunFolder:
 
     def checkpoint(self, number: int, epoch: int) -> Path:
         """A trial's checkpoint of one epoch."""
-        return self.path / checkpoint_path(number, epoch)
+        return self.trial(number) / f"checkpoint-{epoch}"
 
     def config(self) -> SweepConfig:
         """The sweep's configuration."""

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from rayft import imports
 from rayft.config import SweepConfig
 from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Splits
@@ -41,22 +42,23 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
         checked = background.submit(_check, config, len(label_names))
         encoded = background.submit(_encode, config, run, splits, checked)
         ray_environment.prepare(address)
-        from rayft.sweep import cluster
-
-        with cluster.connected(address):
-            from rayft.sweep.distributed import run_trials  # Tune and Train take seconds too, while Ray comes up
+        with imports.swiftly():
+            from rayft.sweep import cluster
+        with cluster.connected(address, meanwhile=_import_distributed):
+            from rayft.sweep.distributed import run_trials
 
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
             spec = GroupSpec(
                 model=config.model,
-                label_names=label_names,
-                pad_token_id=checked.result().pad_token_id,
                 run=str(run.path),
                 epochs=config.training.epochs,
                 seed=config.search.seed,
                 threads=placement.cpus,
                 metric=config.search.metric,
                 mode=config.search.direction,
+                precision=config.training.precision,
+                cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
+                compiled=config.training.compile,
             )
             run_trials(sweep, spec, placement, encoded, lambda: interruption.requested or time.monotonic() > deadline)
     if interruption.requested:
@@ -66,10 +68,16 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
             sweep.study.finish(record.number, reason="stopped by search.time_limit")
 
 
+def _import_distributed() -> None:
+    with imports.swiftly():
+        import rayft.sweep.distributed  # noqa: F401
+
+
 def _check(config: SweepConfig, num_labels: int) -> "PreTrainedTokenizerBase":
     """What can be wrong with the model; returns its tokenizer."""
-    from rayft.models.load import load_tokenizer
-    from rayft.sweep.preflight import check_model
+    with imports.swiftly():
+        from rayft.models.load import load_tokenizer
+        from rayft.sweep.preflight import check_model
 
     tokenizer = load_tokenizer(config.model)
     check_model(config, num_labels)

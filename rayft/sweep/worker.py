@@ -2,11 +2,12 @@
 
 import gc
 import logging
-import shutil
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import ray
 import ray.train
 import ray.train.torch
@@ -17,10 +18,12 @@ from rayft.data.encode import EncodedData
 from rayft.errors import RayftError
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model
+from rayft.models.prefix_cache import PrefixCache, default_cache_folder
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupSpec, TrialFailed
+from rayft.sweep.ranking import FailureKind
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import FailureKind, best_epoch
-from rayft.training.checkpoint import finished_checkpoints
+from rayft.sweep.trial_checkpoints import TrialCheckpoints
+from rayft.training.acceleration import Acceleration, choose_autocast
 from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
 from rayft.training.loop import FineTuning
 from rayft.training.results import EpochResult
@@ -39,14 +42,29 @@ def worker_loop(config: dict[str, Any]) -> None:
     generation = ray.get_runtime_context().get_placement_group_id()
     workers = Workers(rank, context.get_world_size(), ray.train.torch.get_device())
     torch.set_num_threads(spec.threads)
+    ray.get(exchange.join.remote(slot, rank, generation))
+    # The driver encodes the data while groups start; from the first command on it is there.
+    command = ray.get(exchange.next_command.remote(slot, rank))
+    if command is None:
+        return
     try:
         group = TrialWorker(spec, workers)
     except RayftError as error:  # it would be the same again
         ray.get(exchange.lose.remote(slot, str(error)))
         return
-    ray.get(exchange.join.remote(slot, rank, generation))
-    while (command := ray.get(exchange.next_command.remote(slot, rank))) is not None:
+    with group:
+        _serve(command, group, exchange, slot, generation)
+
+
+def _serve(first: Command, group: "TrialWorker", exchange: Any, slot: int, generation: str) -> None:
+    """Carries out commands until there are no more, or the group has to start anew."""
+    workers = group.workers
+    command: Command | None = first
+    while command is not None:
         trial = command.assignment.trial
+        if group.must_be_recycled(trial):
+            ray.get(exchange.recycle.remote(slot, generation))
+            return
         try:
             _carry_out(command, group, exchange, slot)
         except RayError:
@@ -61,6 +79,7 @@ def worker_loop(config: dict[str, Any]) -> None:
                 ray.get(exchange.fail.remote(slot, trial, failure, generation))
             if failure.restarts:
                 raise
+        command = ray.get(exchange.next_command.remote(slot, workers.rank))
 
 
 def _carry_out(command: Command, group: "TrialWorker", exchange: Any, slot: int) -> None:
@@ -108,12 +127,23 @@ class TrialWorker:
         self.metric = spec.metric
         self._spec = spec
         self._run = RunFolder(Path(spec.run))
-        self._base = load_model(spec.model, spec.label_names, spec.pad_token_id, spec.seed)
+        self._data = data = EncodedData.open(self._run.encoded)
+        self._base = load_model(spec.model, data.label_names, data.pad_token_id, spec.seed).to(workers.device)
         self._layers = map_layers(self._base)
-        self._data: EncodedData | None = None
+        self._acceleration = self._accelerate(spec)
         self._trial: int | None = None
         self._tuning: FineTuning | None = None
-        self._saved: dict[int, str] = {}
+        self._checkpoints: TrialCheckpoints | None = None
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._first_memory: int | None = None
+        gc.collect()
+        gc.freeze()  # what is here stays: `forget` need not look through a million objects of torch's for each trial
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()  # once all is written
 
     @property
     def micro_batch(self) -> int | None:
@@ -130,34 +160,50 @@ class TrialWorker:
         return self._tuning.history[command.reported]
 
     def save_last(self, trial: int) -> None:
-        """Writes a checkpoint of the trial's last epoch, unless there is one, and deletes those it makes needless."""
-        tuning = self._tuning
-        if tuning is None or self._trial != trial or tuning.epoch == 0 or tuning.epoch in self._saved:
-            return
-        self._saved[tuning.epoch] = tuning.save(self._run.checkpoint(trial, tuning.epoch))
-        values = {result.epoch: result.metrics[self.metric] for result in tuning.history}
-        needed = {tuning.epoch, best_epoch(values, self._spec.mode)}
-        for epoch in self._saved.keys() - needed:
-            del self._saved[epoch]
-            shutil.rmtree(self._run.checkpoint(trial, epoch), ignore_errors=True)
+        """Takes a checkpoint of the last epoch, if the trial is the current one."""
+        if self._trial == trial and self._tuning is not None and self._checkpoints is not None:
+            self._checkpoints.save(self._tuning)
 
     def checkpoint_digest(self, epoch: int) -> str | None:
-        """The digest of an epoch's checkpoint, which is written now if it is the last epoch's; None if it is gone."""
-        if self._trial is not None and self._tuning is not None and self._tuning.epoch == epoch:
-            self.save_last(self._trial)
-        return self._saved.get(epoch)
+        """The digest of an epoch's checkpoint, which is taken now if it is the last epoch's; None if it is gone."""
+        assert self._tuning is not None and self._checkpoints is not None, "an epoch was trained"
+        if self._tuning.epoch == epoch:
+            self._checkpoints.save(self._tuning)
+        return self._checkpoints.digests.get(epoch)
+
+    def must_be_recycled(self, trial: int) -> bool:
+        """Whether a worker of the group leaks, as its next trial begins; the same on all workers."""
+        if trial == self._trial or self._first_memory is None:
+            return False
+        self.forget()
+        held, node = psutil.Process().memory_info().rss, psutil.virtual_memory()
+        leaks = has_leaked(self._first_memory, held, node.available, node.total)
+        if leaks:
+            logger.warning("a worker holds %d MB between trials, %d MB after its first", held, self._first_memory)
+        return bool(self.workers.sum(torch.tensor(int(leaks), device=self.workers.device)))
 
     def forget(self) -> None:
         """Drops the current trial and what it holds in memory."""
-        self._trial, self._tuning, self._saved = None, None, {}
+        trained = self._tuning is not None
+        self._trial, self._tuning, self._checkpoints = None, None, None
         gc.collect()  # hooks and DDP hold their module in cycles, which would keep its memory into the next trial
         if self.workers.device.type == "cuda":
             torch.cuda.empty_cache()
+        if trained and self._first_memory is None:
+            self._first_memory = psutil.Process().memory_info().rss
+
+    def _accelerate(self, spec: GroupSpec) -> Acceleration:
+        autocast = choose_autocast(spec.precision, self.workers)
+        cache = None
+        if spec.cache_bytes:
+            folder, device = default_cache_folder(), self.workers.device
+            cache = PrefixCache(
+                self._base, self._layers, self._data.pad_token_id, folder, spec.cache_bytes, device, autocast
+            )
+        return Acceleration(autocast, cache, spec.compiled)
 
     def _start(self, assignment: Assignment, micro_batch: int | None) -> None:
         self.forget()
-        if self._data is None:  # the driver encodes while groups start, so it isn't there any earlier
-            self._data = EncodedData.open(self._run.encoded)
         tuning = FineTuning(
             self._base,
             self._layers,
@@ -165,12 +211,28 @@ class TrialWorker:
             assignment.hyperparameters,
             epochs=self._spec.epochs,
             seed=self._spec.seed,
-            pad_token_id=self._spec.pad_token_id,
+            pad_token_id=self._data.pad_token_id,
             workers=self.workers,
             micro_batch=micro_batch,
+            acceleration=self._acceleration,
         )
-        self._saved = finished_checkpoints(self._run.trial(assignment.trial))
-        if self._saved:
-            tuning.resume(self._run.checkpoint(assignment.trial, max(self._saved)))
-            logger.info("trial %d goes on from epoch %d", assignment.trial, tuning.epoch)
-        self._trial, self._tuning = assignment.trial, tuning
+        trial, spec = assignment.trial, self._spec
+        checkpoints = TrialCheckpoints(self._run, trial, spec.metric, spec.mode, self._writer)
+        if checkpoints.digests:
+            tuning.resume(self._run.checkpoint(trial, max(checkpoints.digests)))
+            logger.info("trial %d goes on from epoch %d", trial, tuning.epoch)
+        self._trial, self._tuning, self._checkpoints = trial, tuning, checkpoints
+
+
+def has_leaked(first: int, held: int, available: int, total: int) -> bool:
+    """Whether a worker is worth starting anew, for which it must have grown and its node be short of memory.
+
+    Growth alone is none: the allocator keeps what the largest trial took, for the next one.
+
+    Args:
+        first: Bytes that the worker held after its first trial.
+        held: What it holds now.
+        available: What the node has left.
+        total: What the node has.
+    """
+    return held > 2 * first and available < total / 10

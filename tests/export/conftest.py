@@ -93,7 +93,8 @@ def train_run(folder: Path, model: Path, strategy: str, paired: bool = False) ->
         workers=Workers(rank=0, world_size=1, device=torch.device("cpu")),
     )
     result = tuning.train_epoch()
-    digest = tuning.save(folder / "trials/3/checkpoint-1")
+    packed = tuning.pack()
+    packed.write(folder / "trials/3/checkpoint-1")
     trial = TrialRecord(
         number=3,
         state="complete",
@@ -105,7 +106,7 @@ def train_run(folder: Path, model: Path, strategy: str, paired: bool = False) ->
         metrics=result.metrics,
         seconds=result.seconds,
         checkpoint="trials/3/checkpoint-1",
-        digest=digest,
+        digest=packed.digest,
     )
     return TrainedRun(config, folder, trial)
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from rayft.errors import VerificationError
 from rayft.export.model_folder import write_model
-from rayft.export.verify import TOLERANCE, compare, verify_model
+from rayft.export.verify import compare, verify_model
 from tests.export.conftest import LABELS, TrainedRun
 
 WEIGHTS = "model.safetensors"
@@ -34,22 +34,22 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 def test_a_corrupted_weight_is_found(run: TrainedRun, exported: Path) -> None:
     change_weights(exported, lambda tensors: tensors["classifier.weight"][0].add_(0.5))
     with pytest.raises(VerificationError, match="doesn't score on validation what the search recorded: loss is"):
-        verify_model(exported, run.folder / "encoded", run.trial.metrics, score_test=False)
+        verify_model(exported, run.folder / "encoded", run.trial.metrics, "fp32", score_test=False)
 
 
 def test_a_missing_weight_is_named_though_transformers_would_draw_one(run: TrainedRun, exported: Path) -> None:
     change_weights(exported, lambda tensors: tensors.pop("classifier.weight"))
     with pytest.raises(VerificationError, match=r"plain transformers: .* missing keys: classifier\.weight$"):
-        verify_model(exported, run.folder / "encoded", run.trial.metrics, score_test=False)
+        verify_model(exported, run.folder / "encoded", run.trial.metrics, "fp32", score_test=False)
 
 
 def test_rounding_is_no_difference() -> None:
-    compare({"loss": 0.5 + 0.9 * TOLERANCE, "accuracy": 0.75 - 0.9 * TOLERANCE, "other": 0.0}, RECORDED)
+    compare({"loss": 0.5 + 0.9e-3, "accuracy": 0.75 - 0.9e-3, "other": 0.0}, RECORDED, 1e-3)
 
 
-@pytest.mark.parametrize("loss", [0.5 + 1.1 * TOLERANCE, 0.5 - 1.1 * TOLERANCE, float("nan"), float("inf")])
+@pytest.mark.parametrize("loss", [0.5 + 1.1e-3, 0.5 - 1.1e-3, float("nan"), float("inf")])
 def test_every_metric_has_to_be_reached(loss: float) -> None:
     with pytest.raises(VerificationError, match=r"loss is \S+, but 0\.500000 is on record$"):
-        compare({"loss": loss, "accuracy": 0.75}, RECORDED)
+        compare({"loss": loss, "accuracy": 0.75}, RECORDED, 1e-3)
     with pytest.raises(VerificationError, match=r"loss is .*; accuracy is"):
-        compare({"loss": loss, "accuracy": loss}, RECORDED)
+        compare({"loss": loss, "accuracy": loss}, RECORDED, 1e-3)
