@@ -4,7 +4,7 @@ BIN := .venv/bin
 # No hub is needed for anything here, and a machine without a network must not wait for one.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install quickstart test test-slow lint
+.PHONY: install quickstart test test-slow lint bench
 
 install: .venv/installed
 
@@ -22,6 +22,11 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# Against peers, side by side; hours at full size. `make bench BENCH="replay --rows 200"` takes less.
+BENCH := all
+bench: install
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,136 @@
+"""The benchmarks in which every arm trains the same configurations."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import workload
+from benchmarks.arms.job import Config, Job
+from benchmarks.options import BenchmarkError, Options
+from benchmarks.report import Target, as_json, console, disagreement, ratio_rows, ratios_table, seconds_table
+from benchmarks.runner import Arm, interleaved
+
+ARMS = {
+    "rayft": Arm("rayft", {"training": {"precision": "fp32"}}),
+    "rayft-auto": Arm("rayft", {"training": {"precision": "auto"}}),
+    "rayft-no-cache": Arm("rayft", {"training": {"cache": "off"}}),
+    "rayft-compile": Arm("rayft", {"training": {"compile": True}}),
+    "hps-ray": Arm("hps", {"backend": "ray"}),
+    "hps-ray-reuse": Arm("hps", {"backend": "ray", "reuse_actors": True}),
+    "hps-optuna": Arm("hps", {"backend": "optuna"}),
+    "documented": Arm("documented"),
+    "expert": Arm("expert"),
+    "expert-cached": Arm("expert", {"cached": True}),
+}
+SMOKE_ROWS = {"train": 60, "validation": 40}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One benchmark of this kind.
+
+    Attributes:
+        title: What it measures.
+        arms: Names in `ARMS` that run by default.
+        configs: What every arm trains.
+        epochs: At most so many for each configuration.
+        train_rows: Without --rows.
+        validation_rows: Always.
+        early_stopping: Whether ASHA stops configurations.
+        targets: What is aimed at.
+        bases: The arms that all others are divided by.
+    """
+
+    title: str
+    arms: tuple[str, ...]
+    configs: list[Config]
+    epochs: int
+    train_rows: int = 1000
+    validation_rows: int = workload.VALIDATION_ROWS
+    early_stopping: bool = False
+    targets: list[Target] = field(default_factory=list)
+    bases: tuple[str, ...] = ("rayft", "rayft-auto")
+
+
+COMPARISONS = {
+    "replay": Comparison(
+        "replay: 8 fixed configurations, 2 epochs, no early stopping",
+        ("rayft", "rayft-auto", "hps-ray", "hps-optuna", "documented", "expert", "expert-cached"),
+        workload.replay_configs(),
+        epochs=2,
+        targets=[
+            Target("rayft", "expert-cached", 1.15, at_most=True),
+            Target("hps-ray", "rayft", 3.0),
+            Target("hps-optuna", "rayft", 2.3),
+            Target("documented", "rayft", 3.3),
+        ],
+    ),
+    "short": Comparison(
+        "short: 32 random configurations, at most 4 epochs, ASHA",
+        ("rayft", "rayft-auto", "hps-ray", "documented"),
+        workload.random_configs(32, seed=0),
+        epochs=4,
+        train_rows=200,
+        validation_rows=200,
+        early_stopping=True,
+        targets=[Target("documented", "rayft-auto", 8.0), Target("hps-ray", "rayft-auto", 4.0)],
+    ),
+    "depth0": Comparison(
+        "depth0: 4 configurations of full fine-tuning, 2 epochs",
+        ("rayft", "rayft-auto", "hps-ray", "hps-optuna"),
+        workload.full_configs(),
+        epochs=2,
+        targets=[Target("hps-ray", "rayft", 2.0), Target("hps-optuna", "rayft", 1.0)],
+    ),
+    "ablation": Comparison(
+        "ablation: the replay with parts of rayft off",
+        ("rayft-auto", "rayft-no-cache", "rayft"),
+        workload.replay_configs(),
+        epochs=2,
+        bases=("rayft-auto",),
+    ),
+}
+
+
+def run(name: str, options: Options) -> dict[str, Any]:
+    """Runs one comparison, prints its tables and returns its result.
+
+    Raises:
+        BenchmarkError: There is no such arm, or there are not enough rows.
+    """
+    comparison = COMPARISONS[name]
+    names = options.arms or comparison.arms
+    if unknown := [arm for arm in names if arm not in ARMS]:
+        raise BenchmarkError(f"unknown arm {unknown[0]!r}, available are {', '.join(ARMS)}")
+    sizes = {"train": options.rows or comparison.train_rows, "validation": comparison.validation_rows}
+    sizes |= SMOKE_ROWS if options.smoke else {}
+    files = workload.write_files(options.work / name / "data", sizes["train"], sizes["validation"], test_rows=0)
+    job = Job(
+        model=files.model,
+        train=files.train,
+        validation=files.validation,
+        configs=_smoke_configs(comparison) if options.smoke else comparison.configs,
+        epochs=1 if options.smoke and not comparison.early_stopping else comparison.epochs,
+        work="",
+        early_stopping=comparison.early_stopping,
+        cores=options.cores,
+        max_length=workload.MAX_LENGTH,
+    )
+    arms = {arm: ARMS[arm] for arm in names}
+    runs = interleaved(arms, job, options.work / name, options.repeats, options.timeout)
+    rows = ratio_rows(runs, comparison.targets, [base for base in comparison.bases if base in arms])
+    out = console()
+    out.print(seconds_table(comparison.title, runs), ratios_table(rows))
+    return {
+        "rows": sizes,
+        "configs": job.configs,
+        "epochs": job.epochs,
+        "runs": as_json(runs),
+        "ratios": rows,
+        "largest_distance_from_median_accuracy": disagreement(runs),
+    }
+
+
+def _smoke_configs(comparison: Comparison) -> list[Config]:
+    """The shallowest and the deepest, and where trials are stopped early two more, so that one is."""
+    ordered = sorted(comparison.configs, key=lambda config: config["freeze_depth"])
+    return [*ordered[:2], *ordered[-2:]] if comparison.early_stopping else [ordered[0], ordered[-1]]
