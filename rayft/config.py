@@ -116,7 +116,9 @@ class TrainingConfig(Hyperparameters):
     """The longest that a trial may train, and the learning rate schedule's horizon."""
     precision: Precision = "auto"
     """bf16 computes under autocast; auto does so where the processor gains from it."""
-    cache: Annotated[Literal["auto", "off"], BeforeValidator(lambda raw: "off" if raw is False else raw)] = "auto"
+    cache: Annotated[
+        Literal["auto", "off"], BeforeValidator(lambda raw: "off" if raw is False else raw)  # as YAML reads off
+    ] = "auto"
     """auto keeps what frozen layers give on each node's disk, where reading it is faster than computing it."""
     cache_gb: float = Field(20.0, gt=0)
     """The most that the cache takes of a node's disk; what was used least recently makes room."""

@@ -119,6 +119,10 @@ def test_durations_that_are_none(given: Any, rule: str) -> None:
         ("training", "batch_size", "16", "must be an integer, but got '16'"),
         ("training", "epochs", True, "must be an integer, but got True"),
         ("training", "epochs", 0, "must be >= 1, but got 0"),
+        ("training", "precision", "fp16", "must be one of 'auto', 'fp32' or 'bf16', but got 'fp16'"),
+        ("training", "cache", True, "must be one of 'auto' or 'off', but got True"),
+        ("training", "cache_gb", 0, "must be > 0, but got 0"),
+        ("training", "compile", 1, "must be true or false, but got 1"),
         ("search", "trials", True, "must be an integer, but got True"),
         ("search", "trials", 0, "must be >= 1, but got 0"),
         ("search", "seed", -1, "must be >= 0, but got -1"),
@@ -507,8 +511,13 @@ def test_a_long_value_is_cut() -> None:
     assert len(rule) < 150
 
 
-def test_fixed_hyperparameters_are_those_of_a_trial_and_the_epochs() -> None:
-    assert set(TrainingConfig.model_fields) - set(Hyperparameters.model_fields) == {"epochs"}
+def test_beside_hyperparameters_training_holds_what_is_the_same_for_all_trials() -> None:
+    shared = {"epochs", "precision", "cache", "cache_gb", "compile"}
+    assert set(TrainingConfig.model_fields) - set(Hyperparameters.model_fields) == shared
+
+
+def test_off_is_a_word_though_yaml_reads_it_as_false() -> None:
+    assert TrainingConfig.model_validate({"cache": False}).cache == "off"
 
 
 def test_a_password_in_the_study_s_url_is_refused_and_not_repeated() -> None:

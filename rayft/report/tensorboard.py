@@ -65,9 +65,9 @@ class _Session:
 class TrialEvents:
     """Writes `trials/<number>/events.out.tfevents.*` of one run.
 
-    Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>` and
-    `train/samples_per_second`; at a trial's end `best/<metric>`, the metrics of its best epoch, which are also
-    the HParams tab's.
+    Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>`,
+    `train/samples_per_second` and `train/padding`, the fraction of tokens that is padding; at a trial's end
+    `best/<metric>`, the metrics of its best epoch, which are also the HParams tab's.
     """
 
     def __init__(self, run: Path, config: SweepConfig) -> None:
@@ -114,7 +114,7 @@ class TrialEvents:
             wall_time = now - result.seconds * (1 - index / len(result.curve))
             events.append(_scalars(step, {"train/loss": loss, "train/learning_rate": rate}, wall_time))
         values = {f"validation/{name}": value for name, value in result.metrics.items()}
-        values["train/samples_per_second"] = result.samples_per_second
+        values |= {"train/samples_per_second": result.samples_per_second, "train/padding": result.padding}
         session.file.write(*events, _scalars(result.epoch, values, now))
         session.epoch = result.epoch
 

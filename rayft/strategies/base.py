@@ -48,7 +48,7 @@ class Strategy(ABC):
         return frozenset(trainable_names(model)).difference(layers.head)
 
     def frozen_blocks(self, hp: Hyperparameters) -> int:
-        """How many of the first blocks never change, nor what comes before them; 0 if all of that is trained."""
+        """How many of the first blocks never change, nor what comes before them; 0 if any of that is trained."""
         return 0
 
     def adversary(

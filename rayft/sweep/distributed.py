@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import ray
@@ -44,7 +43,11 @@ class _Stopper(DriverOnly, tune.Stopper):  # type: ignore[misc]
 
 
 def run_trials(
-    sweep: OpenSweep, spec: GroupSpec, placement: Placement, encoded: "Future[None]", is_over: Callable[[], bool]
+    sweep: OpenSweep,
+    spec: GroupSpec,
+    placement: Placement,
+    meanwhile: Callable[[], None],
+    is_over: Callable[[], bool],
 ) -> None:
     """Starts the groups, runs all trials that are still to run, and ends the groups.
 
@@ -52,18 +55,19 @@ def run_trials(
         sweep: The sweep.
         spec: What the groups need to know.
         placement: How many groups, and of what.
-        encoded: Done once the data lies in the run folder.
+        meanwhile: Called while the groups come up; after it the encoded data lies in the run folder.
         is_over: Asked several times a second whether to end before the last trial.
 
     Raises:
         SweepFailedError: It can't go on, and can be resumed.
+        UserError: From `meanwhile`.
     """
     exchange = _start_exchange(sweep, placement)
     scratch = sweep.run.path / ".ray"
     groups = WorkerGroups(exchange, spec, placement, sweep.config.cluster.max_failures, scratch)
     groups.start()
     try:
-        encoded.result()
+        meanwhile()
     except UserError:  # nothing runs yet that would be worth waiting for
         groups.stop(patience=0)
         raise

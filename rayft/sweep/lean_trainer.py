@@ -6,6 +6,7 @@ sweep's start. What they do is here done in the thread that calls `fit`, or left
 - The controller, a loop that mostly waits. Without the driver it has no use, and it ends with it.
 - An actor for Ray Data, and a detached one that removes the placement groups of controllers that died; Ray removes them
   with their driver anyway.
+- An actor where the workers of a group meet to report a checkpoint. rayft's report to the exchange.
 - The autoscaling coordinator. A pending placement group is demand enough for Ray's autoscaler.
 
 Overridden are hooks that Ray doesn't promise to keep; `tests/sweep/test_lean_trainer.py` holds that they are there.
@@ -16,11 +17,10 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 
 NEEDLESS_CALLBACKS = frozenset({"DatasetsCallback", "PlacementGroupCleanerCallback"})
 
@@ -38,6 +38,23 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
         return controller.get_result()
 
 
+class _NoBarrier:
+    """In place of the handle of the actor where workers meet."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type["_NoBarrier"]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> "_NoBarrier":
+        return cls()
+
+
+# Ray has no hook for this one.
+worker_group.SynchronizationActor = _NoBarrier
+state._shutdown_sync_actor = lambda barrier: None
+
+
 class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +63,7 @@ class _WorkerGroup(WorkerGroup):  # type: ignore[misc]
         return dict(custom_runtime_env)
 
     def _init_train_context_on_workers(
-        self, workers: list[Any], sync_actor: ActorHandle, train_context_args: dict[str, list[Any]]
+        self, workers: list[Any], sync_actor: _NoBarrier, train_context_args: dict[str, list[Any]]
     ) -> None:
         # Ray's own gives the workers the handle of the controller's actor, to ask it for checkpoints: rayft's workers
         # don't, and there is no such actor.

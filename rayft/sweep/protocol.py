@@ -64,10 +64,12 @@ class EpochDone:
     Attributes:
         result: What it gave.
         digest: Of the epoch's checkpoint, which an epoch that leads the sweep has: what is on record can be exported.
+        notes: What the worker has to say in the sweep's log, once each.
     """
 
     result: EpochResult
     digest: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

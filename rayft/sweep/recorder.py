@@ -51,6 +51,8 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
             return
         with self._stopping_on_error():
             number, done = trial.config["assignment"].trial, outcome.result
+            for note in outcome.notes:
+                logger.info("worker group %d: %s", trial.config["slot"], note)
             self._study.record_epoch(number, done.epoch, done.metrics, done.seconds, outcome.digest)
             for watcher in self._watchers:
                 watcher.epoch(number, done)

@@ -2,8 +2,6 @@
 
 import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from rayft import imports
 from rayft.config import SweepConfig
@@ -15,9 +13,6 @@ from rayft.sweep.interruption import Interruption
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
@@ -35,12 +30,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
     """
     config, run = sweep.config, sweep.run
     deadline = time.monotonic() + (config.search.time_limit or math.inf)
-    label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
-    # Ray takes seconds to start, most of them waiting. The model is checked meanwhile, and the data is encoded while
-    # the worker groups come up.
-    with Interruption() as interruption, ThreadPoolExecutor(1) as background:
-        checked = background.submit(_check, config, len(label_names))
-        encoded = background.submit(_encode, config, run, splits, checked)
+    with Interruption() as interruption:
         ray_environment.prepare(address)
         with imports.swiftly():
             from rayft.sweep import cluster
@@ -60,7 +50,13 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
                 compiled=config.training.compile,
             )
-            run_trials(sweep, spec, placement, encoded, lambda: interruption.requested or time.monotonic() > deadline)
+            run_trials(
+                sweep,
+                spec,
+                placement,
+                meanwhile=lambda: _check_and_encode(config, run, splits),
+                is_over=lambda: interruption.requested or time.monotonic() > deadline,
+            )
     if interruption.requested:
         raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.path}")
     for record in sweep.study.records():
@@ -73,20 +69,14 @@ def _import_distributed() -> None:
         import rayft.sweep.distributed  # noqa: F401
 
 
-def _check(config: SweepConfig, num_labels: int) -> "PreTrainedTokenizerBase":
-    """What can be wrong with the model; returns its tokenizer."""
+def _check_and_encode(config: SweepConfig, run: RunFolder, splits: Splits | None) -> None:
+    """Finds what can be wrong with the model, and tokenises the data unless an earlier run of the sweep has."""
     with imports.swiftly():
         from rayft.models.load import load_tokenizer
         from rayft.sweep.preflight import check_model
 
+    label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
     tokenizer = load_tokenizer(config.model)
-    check_model(config, num_labels)
-    return tokenizer
-
-
-def _encode(
-    config: SweepConfig, run: RunFolder, splits: Splits | None, checked: "Future[PreTrainedTokenizerBase]"
-) -> None:
-    """Tokenises the data, unless an earlier run of the sweep has done so."""
+    check_model(config, len(label_names))
     if splits is not None:
-        encode_splits(splits, checked.result(), config.data.max_length, run.encoded)
+        encode_splits(splits, tokenizer, config.data.max_length, run.encoded)

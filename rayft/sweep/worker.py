@@ -91,7 +91,8 @@ def _carry_out(command: Command, group: "TrialWorker", exchange: Any, slot: int)
     if is_writer:
         value = result.metrics[group.metric]
         leads = ray.get(exchange.is_leading.remote(trial, result.epoch, value))
-        done = EpochDone(result, group.checkpoint_digest(result.epoch) if leads else None)
+        digest = group.checkpoint_digest(result.epoch) if leads else None
+        done = EpochDone(result, digest, group.notes.take())
         ray.get(exchange.report.remote(slot, trial, done))
 
 
@@ -114,6 +115,27 @@ def _is_accelerator_fault(error: Exception) -> bool:
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
+class Notes(logging.Handler):
+    """Keeps what rayft logs in this process, each message once, until it can be sent to the sweep's log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._seen: set[str] = set()
+        self._unsent: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a record, as logging calls it."""
+        message = record.getMessage()
+        if message not in self._seen:
+            self._seen.add(message)
+            self._unsent.append(message)
+
+    def take(self) -> tuple[str, ...]:
+        """The messages since the last call."""
+        notes, self._unsent = tuple(self._unsent), []
+        return notes
+
+
 class TrialWorker:
     """What one process of a group holds from trial to trial.
 
@@ -124,6 +146,10 @@ class TrialWorker:
 
     def __init__(self, spec: GroupSpec, workers: Workers) -> None:
         self.workers = workers
+        self.notes = Notes()
+        package = logging.getLogger("rayft")
+        package.setLevel(logging.INFO)
+        package.addHandler(self.notes)
         self.metric = spec.metric
         self._spec = spec
         self._run = RunFolder(Path(spec.run))

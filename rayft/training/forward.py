@@ -1,5 +1,6 @@
 """From rows of a split to logits: by way of their tokens, or of what the frozen blocks gave for them."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from rayft.models.prefix_files import PrefixFeatures
 from rayft.models.prefix_input import PrefixInput
 from rayft.training.acceleration import Acceleration
 from rayft.training.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ class Forward:
         self._autocast, self._cache = acceleration.autocast, acceleration.cache
         self._known: dict[EncodedSplit, PrefixFeatures] = {}
         self._prefix: PrefixInput | None = None
-        if frozen and self._cache is not None:
+        if self._cache is None:
+            logger.info("what frozen layers give is not kept: training.cache is off")
+        elif frozen == 0:
+            logger.info("what frozen layers give is not kept: something trains in the lowest layers")
+        else:
             assert isinstance(model, PreTrainedModel), "a model whose blocks are frozen isn't wrapped"
             self._prefix = PrefixInput(model, layers, frozen)
 

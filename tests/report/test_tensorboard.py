@@ -68,6 +68,7 @@ def test_curves_have_optimiser_steps_and_metrics_have_epochs(tmp_path: Path, con
         assert scalars(folder, "train/loss") == [(5, 1 / 5), (10, 1 / 10), (15, 1 / 15), (20, 1 / 20)]
         assert scalars(folder, "train/learning_rate") == [(5, 5e-4), (10, 1e-3), (15, 5e-4), (20, 1e-3)]
         assert scalars(folder, "train/samples_per_second") == [(1, 40.0), (2, 40.0)]
+        assert [step for step, _ in scalars(folder, "train/padding")] == [1, 2]
         for metric in METRICS:
             assert scalars(folder, f"validation/{metric}") == [(1, 0.5), (2, 0.75)]
 

@@ -1,4 +1,4 @@
-"""Two worker processes over gloo do what one does."""
+"""Two worker processes over gloo do what one does, and what one does without the cache of frozen blocks."""
 
 import json
 from collections.abc import Callable
@@ -15,10 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from rayft.config import StrategyName
 from rayft.data.encode import EncodedData
+from rayft.models.prefix_cache import PrefixCache
+from rayft.training.acceleration import Acceleration
 from rayft.training.failures import DivergedError
 from rayft.training.gradients import GlobalBatch
+from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
-from tests.training.conftest import ALONE, fine_tuning, gradients_of, hyperparameters
+from tests.conftest import tiny_layers, tiny_model
+from tests.training.conftest import ALONE, LABEL_NAMES, fine_tuning, gradients_of, hyperparameters
 
 EPOCHS = 2
 TRIALS: dict[StrategyName, dict[str, float | None]] = {
@@ -26,6 +30,12 @@ TRIALS: dict[StrategyName, dict[str, float | None]] = {
     "adversarial": {},
     "lora": {"lora_dropout": 0.0},
 }
+FREEZING: dict[StrategyName, dict[str, float | None]] = {
+    "partial": {"freeze_depth": 2},
+    "layerwise": {"freeze_depth": 1},
+    "adversarial": {"freeze_depth": 2},
+}
+"""Trials that two workers train with the cache and a single one without."""
 
 
 BATCHES = {
@@ -67,6 +77,26 @@ def run_trials(workers: Workers, encoded: Path, folder: Path) -> dict[str, Any]:
     return found | {"diverged": str(caught.value), "micro_batch": trial.micro_batch}
 
 
+def run_freezing_trials(workers: Workers, encoded: Path, cache_folder: Path | None) -> dict[str, Any]:
+    """The epochs of each trial, and how often its lowest block really ran."""
+    data, layers = EncodedData.open(encoded), tiny_layers("bert")
+    base = tiny_model("bert", len(LABEL_NAMES)).eval()
+    cache = None
+    if cache_folder:
+        cache = PrefixCache(base, layers, 0, cache_folder, 10**9, workers.device, min_speedup=0.0)
+    found: dict[str, Any] = {}
+    for strategy, values in FREEZING.items():
+        hp = hyperparameters(strategy, dropout=0.0, **values)
+        parts = {"seed": 0, "pad_token_id": 0, "workers": workers, "acceleration": Acceleration(cache=cache)}
+        trial = FineTuning(base, layers, data, hp, epochs=EPOCHS, **parts)
+        runs: list[None] = []
+        attention = trial.trained_model().get_submodule(f"{layers.block_path}.0.attention")
+        attention.register_forward_hook(lambda *_, runs=runs: runs.append(None))
+        found[strategy] = [trial.train_epoch().state_dict() for _ in range(EPOCHS)]
+        found[f"{strategy} runs"] = len(runs)
+    return found
+
+
 def run_worker(rank: int, encoded: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
@@ -74,6 +104,7 @@ def run_worker(rank: int, encoded: Path, folder: Path) -> None:
     workers = replace(ALONE, rank=rank, world_size=2)
     save_file(all_gradients(workers, encoded), folder / f"rank-{rank}.safetensors")
     found = run_trials(workers, encoded, folder)
+    found["with cache"] = run_freezing_trials(workers, encoded, folder / "cache")
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
@@ -87,7 +118,8 @@ def found(
     torch.multiprocessing.spawn(run_worker, args=(encoded, folder), nprocs=2)
     workers = {str(rank): json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)}
     alone = tmp_path_factory.mktemp("alone")
-    return {**workers, "alone": json.loads(json.dumps(run_trials(ALONE, encoded, alone))), "folder": {"path": folder}}
+    single = run_trials(ALONE, encoded, alone) | {"without cache": run_freezing_trials(ALONE, encoded, None)}
+    return {**workers, "alone": json.loads(json.dumps(single)), "folder": {"path": folder}}
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -107,6 +139,33 @@ def test_two_workers_train_as_one(found: dict[str, dict[str, Any]], strategy: St
         assert two["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], rel=1e-3)
         assert [step for step, _, _ in two["curve"]] == [step for step, _, _ in one["curve"]]
         assert [loss for _, loss, _ in two["curve"]] == pytest.approx([loss for _, loss, _ in one["curve"]], rel=5e-3)
+
+
+@pytest.mark.parametrize("strategy", FREEZING)
+def test_two_workers_with_the_cache_train_as_one_without(
+    found: dict[str, dict[str, Any]], strategy: StrategyName
+) -> None:
+    with_cache, without = found["0"]["with cache"], found["alone"]["without cache"]
+    assert with_cache[f"{strategy} runs"] == found["1"]["with cache"][f"{strategy} runs"] == 0
+    assert without[f"{strategy} runs"] > 0
+    for two, one in zip(with_cache[strategy], without[strategy], strict=True):
+        # As without the cache: halves of a batch have other widths and sums than the whole.
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+        assert two["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], rel=1e-3)
+        assert [step for step, _, _ in two["curve"]] == [step for step, _, _ in one["curve"]]
+        assert [loss for _, loss, _ in two["curve"]] == pytest.approx([loss for _, loss, _ in one["curve"]], rel=5e-3)
+
+
+@pytest.mark.parametrize("strategy", FREEZING)
+def test_both_workers_with_the_cache_know_the_same(found: dict[str, dict[str, Any]], strategy: StrategyName) -> None:
+    for one, other in zip(found["0"]["with cache"][strategy], found["1"]["with cache"][strategy], strict=True):
+        assert one["metrics"] == other["metrics"]
+        assert (one["train_loss"], one["curve"]) == (other["train_loss"], other["curve"])
+
+
+def test_two_workers_compute_each_file_of_the_cache_once(found: dict[str, dict[str, Any]]) -> None:
+    # Train and validation behind one and behind two blocks, and the unlabeled rows behind two.
+    assert len(list((found["folder"]["path"] / "cache").glob("*/manifest.json"))) == 5
 
 
 @pytest.mark.parametrize("strategy", TRIALS)
