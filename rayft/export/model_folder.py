@@ -16,7 +16,7 @@ from rayft.config import SweepConfig
 from rayft.data.encode import EncodedData
 from rayft.errors import CheckpointError, Fault, RunError
 from rayft.export.model_card import model_card
-from rayft.export.verify import TOLERANCE, Scores, verify_model
+from rayft.export.verify import TOLERANCE, Scores, Verifier
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_tokenizer, quiet
 from rayft.search_space import resolve
@@ -55,9 +55,10 @@ def export_model(config: SweepConfig, run: Path, trial: TrialRecord, to: Path, *
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        precision = write_model(config, run, trial, data.label_names, partial)
-        score_test = score_test and data.test is not None
-        scores = verify_model(partial, encoded, trial.metrics, precision, score_test)
+        with Verifier() as verifier:
+            precision = write_model(config, run, trial, data.label_names, partial)
+            score_test = score_test and data.test is not None
+            scores = verifier.verify(partial, encoded, trial.metrics, precision, score_test)
         best = _record(config, trial, data, precision, scores)
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
         (partial / RECORD).write_text(json.dumps(best, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,11 +1,13 @@
 """Scores a model folder on raw text, as anybody who loads it would: plain `transformers`, nothing of rayft.
 
-Run as a script in a process of its own: `python -P score.py MODEL DATA SPLIT [SPLIT ...]`. The last line that it prints
-is a JSON object with the device and the metrics of each split.
+Run as a script in a process of its own: `python -P score.py MODEL DATA SPLIT [SPLIT ...]`. Without arguments it takes
+them as a JSON list from its input, once it has imported what it needs. The last line that it prints is a JSON object
+with the device and the metrics of each split.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Loads the model, scores the splits and prints the result.
 
     Args:
-        arguments: The command line without the script's name; `sys.argv`'s if None.
+        arguments: The command line without the script's name; `sys.argv`'s if None, and the input's if that has none.
 
     Raises:
         SystemExit: The weights in the folder aren't exactly those that the model needs.
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder of SPLIT.arrow, with columns text, [text_pair] and label")
     parser.add_argument("splits", nargs="+", metavar="SPLIT", help="validation, test")
     parser.add_argument("--bf16", action="store_true", help="compute under torch.autocast to bfloat16")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(arguments or sys.argv[1:] or json.loads(sys.stdin.readline()))
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(given.model)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from rayft.errors import VerificationError
 
@@ -32,24 +33,54 @@ class Scores:
     metrics: dict[str, dict[str, float]]
 
 
-def verify_model(
-    folder: Path, encoded: Path, recorded: Mapping[str, float], precision: str, score_test: bool
-) -> Scores:
-    """Scores a model folder in a clean process and holds validation against the record.
+class Verifier:
+    """A clean process that scores a model folder.
 
-    Args:
-        folder: The model folder.
-        encoded: The run's encoded data, whose raw text is tokenised anew with the folder's own tokenizer.
-        recorded: The validation metrics that the search recorded for these weights.
-        precision: `fp32` or `bf16`, which they were measured in.
-        score_test: Whether to score the test split as well, in the same process.
-
-    Raises:
-        VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the record.
+    It is started before the folder is there, since what it imports takes as long as the export. A context manager, at
+    whose end it is gone.
     """
-    scores = _score(folder, encoded, ("validation", "test") if score_test else ("validation",), precision)
-    compare(scores.metrics["validation"], recorded, TOLERANCE[precision])
-    return scores
+
+    def __init__(self) -> None:
+        # The folder has to be enough by itself, so the hub is out of reach.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        # -P keeps rayft's own folder off the path; -I would also hide packages that are installed for the user alone.
+        command = [sys.executable, "-P", str(_SCRIPT)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def verify(
+        self, folder: Path, encoded: Path, recorded: Mapping[str, float], precision: str, score_test: bool
+    ) -> Scores:
+        """Scores a model folder and holds validation against the record; to be called once.
+
+        Args:
+            folder: The model folder.
+            encoded: The run's encoded data, whose raw text is tokenised anew with the folder's own tokenizer.
+            recorded: The validation metrics that the search recorded for these weights.
+            precision: `fp32` or `bf16`, which they were measured in.
+            score_test: Whether to score the test split as well, in the same process.
+
+        Raises:
+            VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the
+                record.
+        """
+        splits = ("validation", "test") if score_test else ("validation",)
+        arguments = [str(folder.resolve()), str(encoded.resolve()), *splits]
+        arguments += ["--bf16"] if precision == "bf16" else []
+        output, errors = self._process.communicate(json.dumps(arguments) + "\n")
+        if self._process.returncode != 0:
+            last = (errors.strip() or f"exit status {self._process.returncode}").splitlines()[-1]
+            raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
+        result = json.loads(output.splitlines()[-1])
+        compare(result["metrics"]["validation"], recorded, TOLERANCE[precision])
+        return Scores(device=result["device"], metrics=result["metrics"])
 
 
 def compare(scored: Mapping[str, float], recorded: Mapping[str, float], tolerance: float) -> None:
@@ -62,17 +93,3 @@ def compare(scored: Mapping[str, float], recorded: Mapping[str, float], toleranc
     if wrong:
         found = "; ".join(f"{name} is {scored[name]:.6f}, but {recorded[name]:.6f} is on record" for name in wrong)
         raise VerificationError(f"the exported model doesn't score on validation what the search recorded: {found}")
-
-
-def _score(folder: Path, encoded: Path, splits: tuple[str, ...], precision: str) -> Scores:
-    # -P keeps rayft's own folder off the path; -I would also hide packages that are installed for the user alone.
-    command = [sys.executable, "-P", str(_SCRIPT), str(folder.resolve()), str(encoded.resolve()), *splits]
-    command += ["--bf16"] if precision == "bf16" else []
-    # The folder has to be enough by itself, so the hub is out of reach.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if process.returncode != 0:
-        last = (process.stderr.strip() or f"exit status {process.returncode}").splitlines()[-1]
-        raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
-    result = json.loads(process.stdout.splitlines()[-1])
-    return Scores(device=result["device"], metrics=result["metrics"])
