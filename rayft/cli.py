@@ -183,9 +183,11 @@ def _located(file: Path) -> Iterator[None]:
 
 def _open_run(run: Path) -> "tuple[SweepConfig, SweepStudy]":
     from rayft.sweep.run_folder import RunFolder
+    from rayft.sweep.study import SweepStudy
 
     folder = RunFolder.find(run)
-    return folder.config(), folder.open_study()
+    config = folder.config()
+    return config, SweepStudy.of_run(folder, config)
 
 
 def _run_name(name: str) -> str:

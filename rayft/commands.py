@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from rayft.config import SweepConfig, with_absolute_paths
+from rayft.config import SweepConfig, Value, with_absolute_paths
 from rayft.data.encode import MANIFEST
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserError
+from rayft.export.verify import Verifier
 from rayft.report.progress import Progress
 from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.open_sweep import OpenSweep
+from rayft.sweep.ranking import leaders
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.search import search
-from rayft.sweep.study import SweepStudy, TrialRecord, leaders
+from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.training.results import EpochResult
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         try:
             return _run(config, run, address, progress, splits)
         except UserError:
-            if not run.open_study().records():
+            if not SweepStudy.of_run(run, config).records():
                 shutil.rmtree(run.path)
             raise
 
@@ -79,7 +83,7 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
     with run.lock():
         config = run.config()
         if trials is not None:
-            started = len(run.open_study().records())
+            started = len(SweepStudy.of_run(run, config).records())
             if trials < started:
                 rule = f"must be >= {started}, the trials that the run has already, but got {trials}"
                 raise RunError([Fault(str(run.path), rule, "--trials")])
@@ -122,7 +126,8 @@ def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[d
     from rayft.export.model_folder import export_model
 
     with run.lock():
-        config, study = run.config(), run.open_study()
+        config = run.config()
+        study = SweepStudy.of_run(run, config)
         records = study.records()
         if number is not None and number not in range(len(records)):
             rule = f"must be one of 0 to {len(records) - 1}, but got {number}" if records else "no trial has started"
@@ -131,10 +136,31 @@ def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[d
         trial = winner if number is None else records[number]
         is_winner = trial.number == winner.number  # the test split is for the winner only
         folder = to or (run.best if is_winner else run.path / f"export-{trial.number}")
-        return export_model(config, run.path, trial, folder.resolve(), score_test=is_winner), folder
+        with Verifier() as verifier:
+            return export_model(config, run.path, trial, folder.resolve(), verifier, score_test=is_winner), folder
 
 
-def _export_winner(config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress) -> dict[str, Any]:
+class _LastTrial:
+    """A watcher that gets the verification ready when the last trial begins: a core may soon have nothing to do."""
+
+    def __init__(self, number: int, verifier: Verifier) -> None:
+        self._number, self._verifier = number, verifier
+
+    def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
+        """See `Watcher`."""
+        if number == self._number:
+            self._verifier.start()
+
+    def epoch(self, number: int, result: EpochResult) -> None:
+        """See `Watcher`."""
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """See `Watcher`."""
+
+
+def _export_winner(
+    config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress, verifier: Verifier
+) -> dict[str, Any]:
     """Exports the winner to `best/`, unless it lies there already."""
     from rayft.export.model_folder import RECORD, export_model
 
@@ -145,7 +171,7 @@ def _export_winner(config: SweepConfig, run: RunFolder, study: SweepStudy, progr
         if (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
-    return export_model(config, run.path, winner, run.best, score_test=True)
+    return export_model(config, run.path, winner, run.best, verifier, score_test=True)
 
 
 def _run(
@@ -153,17 +179,19 @@ def _run(
 ) -> Finished:
     handler = _log_to(run.log)
     try:
-        study = run.open_study()
+        study = SweepStudy.of_run(run, config)
         study.enqueue_start_with()
         done = [record for record in study.records() if record.state != "running"]
         progress.started(config.search.trials, done)
         to_run = config.search.trials - len(done)
-        if to_run > 0:
-            with TrialEvents(run.path, config) as events:
-                search(OpenSweep(config, run, study, (events, progress), to_run), address, splits)
-        progress.stop()
-        best = _export_winner(config, run, study, progress)
-        return Finished(run, config, study.records(), best)
+        with Verifier() as verifier:
+            if to_run > 0:
+                with TrialEvents(run.path, config) as events:
+                    watchers = (events, progress, _LastTrial(config.search.trials - 1, verifier))
+                    search(OpenSweep(config, run, study, watchers, to_run), address, splits)
+            progress.stop()
+            best = _export_winner(config, run, study, progress, verifier)
+            return Finished(run, config, study.records(), best)
     except RayftError as error:
         logger.error("%s", error)
         raise

@@ -1,5 +1,6 @@
 """Tiny models of every family and a tokenizer, made in code: no hub, no downloads."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,13 @@ WORDS += ["film", "book", "food", "song", "team", "game", "goal", "bank", "marke
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 VOCABULARY = {token: index for index, token in enumerate(SPECIAL + WORDS)}
 NUM_BLOCKS = 3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_frozen_layers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Leaves the user's own alone, for the programs that tests start as well."""
+    os.environ["RAYFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
 
 _SIZES = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": NUM_BLOCKS, "num_attention_heads": 2}
 _ENCODER = {**_SIZES, "intermediate_size": 64, "max_position_embeddings": 64}

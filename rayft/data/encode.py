@@ -15,6 +15,7 @@ The columns of a file:
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,14 @@ class EncodedSplit:
         assert self._token_type_ids is not None
         batch, index = divmod(row, self._rows_per_batch)
         return self._token_type_ids[batch][index]
+
+    @cached_property
+    def vocabulary(self) -> NDArray[np.int64]:
+        """The token ids that occur in any row, sorted."""
+        occurs = np.zeros(1 + max(int(part.values.max()) for part in self._input_ids), dtype=bool)
+        for part in self._input_ids:
+            occurs[part.values] = True
+        return np.flatnonzero(occurs)
 
     def texts(self) -> list[str]:
         """The raw first text of each row."""

@@ -30,7 +30,9 @@ RECORD = "rayft.json"
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "ray", "optuna")
 
 
-def export_model(config: SweepConfig, run: Path, trial: TrialRecord, to: Path, *, score_test: bool) -> dict[str, Any]:
+def export_model(
+    config: SweepConfig, run: Path, trial: TrialRecord, to: Path, verifier: Verifier, *, score_test: bool
+) -> dict[str, Any]:
     """Exports the best epoch of a trial and proves it before anything appears at `to`.
 
     Args:
@@ -38,6 +40,7 @@ def export_model(config: SweepConfig, run: Path, trial: TrialRecord, to: Path, *
         run: Its run folder.
         trial: A trial whose checkpoint was kept.
         to: The model folder to make; an earlier export there is replaced.
+        verifier: What proves it.
         score_test: Whether to score the test split, which is for the sweep's winner only.
 
     Returns:
@@ -55,10 +58,10 @@ def export_model(config: SweepConfig, run: Path, trial: TrialRecord, to: Path, *
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with Verifier() as verifier:
-            precision = write_model(config, run, trial, data.label_names, partial)
-            score_test = score_test and data.test is not None
-            scores = verifier.verify(partial, encoded, trial.metrics, precision, score_test)
+        verifier.start()
+        precision = write_model(config, run, trial, data.label_names, partial)
+        score_test = score_test and data.test is not None
+        scores = verifier.verify(partial, encoded, trial.metrics, precision, score_test)
         best = _record(config, trial, data, precision, scores)
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
         (partial / RECORD).write_text(json.dumps(best, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

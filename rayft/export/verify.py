@@ -34,13 +34,26 @@ class Scores:
 
 
 class Verifier:
-    """A clean process that scores a model folder.
+    """Has a clean process score a model folder.
 
-    It is started before the folder is there, since what it imports takes as long as the export. A context manager, at
-    whose end it is gone.
+    A context manager, at whose end the process is gone.
     """
 
     def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def start(self) -> None:
+        """Starts the process, unless it runs: what it imports takes seconds, which may pass before there is a model."""
+        if self._process is not None:
+            return
         # The folder has to be enough by itself, so the hub is out of reach.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         # -P keeps rayft's own folder off the path; -I would also hide packages that are installed for the user alone.
@@ -48,17 +61,10 @@ class Verifier:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
     def verify(
         self, folder: Path, encoded: Path, recorded: Mapping[str, float], precision: str, score_test: bool
     ) -> Scores:
-        """Scores a model folder and holds validation against the record; to be called once.
+        """Scores a model folder and holds validation against the record.
 
         Args:
             folder: The model folder.
@@ -71,12 +77,16 @@ class Verifier:
             VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the
                 record.
         """
+        self.start()
+        assert self._process is not None
         splits = ("validation", "test") if score_test else ("validation",)
         arguments = [str(folder.resolve()), str(encoded.resolve()), *splits]
         arguments += ["--bf16"] if precision == "bf16" else []
-        output, errors = self._process.communicate(json.dumps(arguments) + "\n")
-        if self._process.returncode != 0:
-            last = (errors.strip() or f"exit status {self._process.returncode}").splitlines()[-1]
+        process = self._process
+        output, errors = process.communicate(json.dumps(arguments) + "\n")
+        self._process = None
+        if process.returncode != 0:
+            last = (errors.strip() or f"exit status {process.returncode}").splitlines()[-1]
             raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
         result = json.loads(output.splitlines()[-1])
         compare(result["metrics"]["validation"], recorded, TOLERANCE[precision])

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rayft.config import MetricName, Mode, Value
-from rayft.sweep.study import TrialRecord, leaders
+from rayft.sweep.ranking import leaders
+from rayft.sweep.study import TrialRecord
 
 STATE_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
 

@@ -25,7 +25,7 @@ class _Slot:
         command: The last command.
         waiting: The answer that the trial waits for.
         losses: How often a worker was lost on the current trial.
-        worked: Whether all workers have joined since `fit` was last started.
+        worked: Whether a worker was ready to train since `fit` was last started.
         lost: Why the group can't be started.
     """
 
@@ -104,8 +104,11 @@ class Exchange:
             here.generation, here.queues = generation, {}
         here.queues[rank] = asyncio.Queue()
         if len(here.queues) == self._world_size:
-            here.worked = True
             self._dispatch(here)
+
+    async def ready(self, slot: int) -> None:
+        """A worker has loaded model and data, so that what ends it from now on may be over after a new start."""
+        self._slots[slot].worked = True
 
     async def next_command(self, slot: int, rank: int) -> Command | None:
         """Waits for something to do; None ends the worker."""

@@ -1,7 +1,6 @@
 """The run folder: where everything of a sweep lies, and the lock that keeps a second writer out."""
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -9,14 +8,11 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, Self
 
 from rayft.config import SweepConfig
 from rayft.errors import SWEEP_FILE, Fault, RunError
 from rayft.sweep_file import dump_sweep, load_sweep
-
-if TYPE_CHECKING:
-    from rayft.sweep.study import SweepStudy
 
 PACKAGES = ("rayft", "ray", "torch", "transformers", "peft", "optuna", "datasets", "scikit-learn", "numpy")
 
@@ -70,16 +66,6 @@ class RunFolder:
             raise RunError([Fault(str(path), "is not a run folder: it has no sweep.yaml")])
         return cls(path.resolve())
 
-    def open_study(self) -> "SweepStudy":
-        """The sweep's study: the file in the folder, or the run's own one in the database that the sweep names."""
-        from rayft.sweep.study import SweepStudy  # workers have no use for it, and it brings a database with it
-
-        config = self.config()
-        if config.search.study is None:
-            return SweepStudy(config, f"sqlite:///{self.path / 'study.db'}")
-        own_name = f"{self.path.name}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
-        return SweepStudy(config, config.search.study, own_name)
-
     @property
     def encoded(self) -> Path:
         """The tokenised data."""
@@ -101,7 +87,7 @@ class RunFolder:
 
     def checkpoint(self, number: int, epoch: int) -> Path:
         """A trial's checkpoint of one epoch."""
-        return self.trial(number) / f"checkpoint-{epoch}"
+        return self.path / checkpoint_path(number, epoch)
 
     def config(self) -> SweepConfig:
         """The sweep's configuration."""
@@ -129,6 +115,11 @@ class RunFolder:
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         return file
+
+
+def checkpoint_path(number: int, epoch: int) -> str:
+    """Where a trial's checkpoint lies, relative to the run folder."""
+    return f"trials/{number}/checkpoint-{epoch}"
 
 
 def describe_environment() -> dict[str, object]:

@@ -1,12 +1,13 @@
 """The Optuna study as the record of a sweep: every trial's parameters, values, state, seconds and checkpoints."""
 
 import contextlib
+import hashlib
 import logging
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -14,20 +15,10 @@ from optuna.trial import TrialState as OptunaState
 
 from rayft.config import SweepConfig
 from rayft.search_space import Params, starting_points, suggest
-from rayft.sweep.ranking import FailureKind, best_epoch, is_better, leaders
+from rayft.sweep.ranking import FailureKind, best_epoch
+from rayft.sweep.run_folder import RunFolder, checkpoint_path
 from rayft.sweep.samplers import make_sampler
 from rayft.sweep.storage import SweepStorage
-
-__all__ = [
-    "FailureKind",
-    "SweepStudy",
-    "TrialRecord",
-    "TrialState",
-    "best_epoch",
-    "checkpoint_path",
-    "is_better",
-    "leaders",
-]
 
 TrialState = Literal["complete", "pruned", "failed", "running"]
 
@@ -53,7 +44,7 @@ class TrialRecord:
         seconds: Time spent in finished epochs.
         checkpoint: The best epoch's checkpoint, relative to the run folder, if it led the sweep when it was reported;
             deleted again once three other trials are better.
-        digest: That checkpoint's SHA-256, as the worker that wrote it reported.
+        digest: That checkpoint's, as the worker that wrote it reported.
         reason: Why the trial failed or was stopped.
     """
 
@@ -69,11 +60,6 @@ class TrialRecord:
     checkpoint: str | None = None
     digest: str | None = None
     reason: str | None = None
-
-
-def checkpoint_path(number: int, epoch: int) -> str:
-    """Where a trial's checkpoint lies, relative to the run folder."""
-    return f"trials/{number}/checkpoint-{epoch}"
 
 
 class SweepStudy:
@@ -95,6 +81,14 @@ class SweepStudy:
             self._study = optuna.load_study(study_name=name, storage=self._storage)
         self._started = sum(trial.state != OptunaState.WAITING for trial in self._storage.trials())
         self._open: dict[int, optuna.Trial] = {}
+
+    @classmethod
+    def of_run(cls, run: RunFolder, config: SweepConfig) -> Self:
+        """A run's study: the file in its folder, or its own one in the database that the sweep names."""
+        if config.search.study is None:
+            return cls(config, f"sqlite:///{run.path / 'study.db'}")
+        own_name = f"{run.path.name}-{hashlib.sha256(str(run.path).encode()).hexdigest()[:8]}"
+        return cls(config, config.search.study, own_name)
 
     def enqueue_start_with(self) -> None:
         """Puts `search.start_with` first in line, but for what an earlier run of the sweep has put there."""

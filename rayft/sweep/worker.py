@@ -52,6 +52,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     except RayftError as error:  # it would be the same again
         ray.get(exchange.lose.remote(slot, str(error)))
         return
+    ray.get(exchange.ready.remote(slot))
     with group:
         _serve(command, group, exchange, slot, generation)
 
@@ -237,7 +238,6 @@ class TrialWorker:
             assignment.hyperparameters,
             epochs=self._spec.epochs,
             seed=self._spec.seed,
-            pad_token_id=self._data.pad_token_id,
             workers=self.workers,
             micro_batch=micro_batch,
             acceleration=self._acceleration,

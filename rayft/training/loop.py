@@ -15,6 +15,7 @@ from rayft.config import STRATEGY_HYPERPARAMETERS, Hyperparameters
 from rayft.data.batches import train_batches
 from rayft.data.encode import EncodedData, EncodedSplit
 from rayft.errors import CheckpointError
+from rayft.models.compact_embedding import compact_embedding
 from rayft.models.layers import LayerMap
 from rayft.models.sharing import own_trainable, sharing_copy
 from rayft.strategies import get_strategy
@@ -25,7 +26,14 @@ from rayft.training.evaluation import predict
 from rayft.training.forward import Forward
 from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.metrics import compute_metrics
-from rayft.training.optim import StartingPoint, build_lr_scheduler, build_optimizer, pack_optimizer, unpack_optimizer
+from rayft.training.optim import (
+    StartingPoint,
+    build_lr_scheduler,
+    build_optimizer,
+    clip_gradients,
+    pack_optimizer,
+    unpack_optimizer,
+)
 from rayft.training.results import EpochResult
 from rayft.training.workers import Workers
 
@@ -46,7 +54,6 @@ class FineTuning:
         hp: What to train with.
         epochs: The horizon of the learning rate schedule.
         seed: Of the order of rows, of dropout, and of new parameters.
-        pad_token_id: What fills rows up.
         workers: This process among the trial's.
         micro_batch: At most so many rows per pass and worker; from the batch size if None.
         acceleration: How to compute.
@@ -64,7 +71,6 @@ class FineTuning:
         *,
         epochs: int,
         seed: int,
-        pad_token_id: int,
         workers: Workers,
         micro_batch: int | None = None,
         acceleration: Acceleration = PLAIN,
@@ -78,18 +84,20 @@ class FineTuning:
         seed_generators(seed, epoch=0, rank=0)  # new parameters must be the same on all workers
         self._strategy = strategy = get_strategy(hp.strategy)
         self._model = strategy.prepare(sharing_copy(base), layers, hp).to(workers.device)
+        l2_sp = hp.l2_sp if "l2_sp" in STRATEGY_HYPERPARAMETERS[hp.strategy] else 0.0
+        # L2-SP has a gradient for every row of the embeddings, so none can be left out.
+        self._embedding = None if l2_sp else compact_embedding(self._model, self._looked_up())
         own_trainable(self._model)
         self._adversary = strategy.adversary(self._model, len(data.label_names), hp, workers.device, seed)
         self._trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         pretrained = strategy.pretrained_names(self._model, layers)
-        l2_sp = hp.l2_sp if "l2_sp" in STRATEGY_HYPERPARAMETERS[hp.strategy] else 0.0
         self._starting_point = StartingPoint([self._trainable[name] for name in sorted(pretrained)], l2_sp)
         self._optimizer = build_optimizer(self._model, strategy.rate_factors(self._model, layers, hp), hp)
         self._lr_scheduler = build_lr_scheduler(self._optimizer, hp, self._total_steps)
         frozen = strategy.frozen_blocks(hp)
         if acceleration.compiled:
             compile_blocks(self._model, layers, frozen)
-        self._forward = Forward(self._model, layers, frozen, pad_token_id, workers, acceleration)
+        self._forward = Forward(self._model, layers, frozen, data.pad_token_id, workers, acceleration)
         share = -(-hp.batch_size // workers.world_size)
         micro_batch = min(micro_batch or share, share)
         self._gradients = BatchGradients(self._forward, data, hp, workers, self._adversary, micro_batch)
@@ -122,10 +130,12 @@ class FineTuning:
             result = self._gradients.compute(batch)
             self._starting_point.add_gradient()
             if self._hp.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self._trainable.values(), self._hp.max_grad_norm)
+                clip_gradients(self._trainable.values(), self._hp.max_grad_norm)
             learning_rate = float(max(self._lr_scheduler.get_last_lr()))
             log.add(result.loss, learning_rate, len(batch.train), result.tokens, result.padded_tokens)
             self._optimizer.step()
+            if self._embedding:
+                self._embedding.decay_others(self._optimizer)
             self._lr_scheduler.step()
             self._finished_steps += 1
         train_loss, curve, samples_per_second, padding = log.finish()
@@ -149,7 +159,7 @@ class FineTuning:
             optimizer |= {f"{OPTIMIZER_PREFIX}{k}": v for k, v in pack_optimizer(self._optimizer, self._model).items()}
             if self._adversary:
                 optimizer |= {f"{ADVERSARY_PREFIX}{k}": v for k, v in self._adversary.state_dict().items()}
-        model: dict[str, Tensor] = dict(self._trainable)
+        model = {name: self._whole(parameter) for name, parameter in self._trainable.items()}
         history = tuple(self.history)
         precision = "fp32" if self._acceleration.autocast is None else "bf16"
         state = TrialState(
@@ -167,7 +177,10 @@ class FineTuning:
         self._check_fits(state, folder)
         with torch.no_grad():
             for name, tensor in state.model.items():
-                self._trainable[name].copy_(tensor)
+                if self._embedding is not None and self._trainable[name] is self._embedding.weight:
+                    self._embedding.load_whole(tensor)
+                else:
+                    self._trainable[name].copy_(tensor)
         unpack_optimizer(self._optimizer, self._model, strip_prefix(state.optimizer, OPTIMIZER_PREFIX))
         if self._adversary:
             self._adversary.load_state_dict(strip_prefix(state.optimizer, ADVERSARY_PREFIX))
@@ -180,6 +193,17 @@ class FineTuning:
         """The model as it is now, as a plain transformers model."""
         return self._strategy.exported(self._model)
 
+    def _looked_up(self) -> np.ndarray:
+        """The token ids of every batch that is trained on, padding's among them."""
+        splits = [self._data.train] if self._data.unlabeled is None else [self._data.train, self._data.unlabeled]
+        return np.unique(np.concatenate([[self._data.pad_token_id], *(split.vocabulary for split in splits)]))
+
+    def _whole(self, parameter: nn.Parameter) -> Tensor:
+        """What the model has under a trainable parameter's name, of which less may be trained."""
+        if self._embedding is not None and parameter is self._embedding.weight:
+            return self._embedding.whole()
+        return parameter
+
     def _train_batches(self, epoch: int) -> list[np.ndarray]:
         return train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch)
 
@@ -191,7 +215,7 @@ class FineTuning:
             yield GlobalBatch(train_rows, unlabeled_rows)
 
     def _check_fits(self, state: TrialState, folder: Path) -> None:
-        expected = {name: tuple(p.shape) for name, p in self._trainable.items()}
+        expected = {name: tuple(self._whole(p).shape) for name, p in self._trainable.items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if differing:

@@ -9,6 +9,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from rayft.config import Hyperparameters
+from rayft.errors import CheckpointError
 
 
 def build_optimizer(module: nn.Module, factors: Mapping[str, float], hp: Hyperparameters) -> AdamW:
@@ -36,6 +37,18 @@ def build_optimizer(module: nn.Module, factors: Mapping[str, float], hp: Hyperpa
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to biases, nor to norms, whose weights have one dimension."""
     return parameter.ndim > 1 and not name.endswith("bias")
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scales the gradients down to a total norm of at most `max_norm`.
+
+    Unlike `torch.nn.utils.clip_grad_norm_` it doesn't multiply by one: on a CPU that is a pass over all gradients, but
+    on a GPU it would be a wait to know.
+    """
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm.is_cuda or norm > max_norm:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def build_lr_scheduler(optimizer: AdamW, hp: Hyperparameters, total_steps: int, finished_steps: int = 0) -> LambdaLR:
@@ -88,10 +101,14 @@ def unpack_optimizer(optimizer: AdamW, module: nn.Module, tensors: Mapping[str, 
 
     Raises:
         KeyError: A tensor is of a parameter that the module lacks.
+        CheckpointError: A tensor hasn't its parameter's shape, which the fused optimiser would not notice.
     """
     parameters = dict(module.named_parameters())
     optimizer.state.clear()
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
         parameter = parameters[name]
+        if tensor.ndim > 0 and tensor.shape != parameter.shape:
+            found, expected = list(tensor.shape), list(parameter.shape)
+            raise CheckpointError(f"the optimiser's {path} must be of shape {expected}, but is of shape {found}")
         optimizer.state[parameter][key] = tensor.to(parameter.device, copy=True)

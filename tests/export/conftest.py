@@ -89,7 +89,6 @@ def train_run(folder: Path, model: Path, strategy: str, paired: bool = False) ->
         resolve(config, params),
         epochs=1,
         seed=5,
-        pad_token_id=tokenizer.pad_token_id,
         workers=Workers(rank=0, world_size=1, device=torch.device("cpu")),
     )
     result = tuning.train_epoch()

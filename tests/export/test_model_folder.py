@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,18 @@ from rayft.config import METRICS
 from rayft.errors import CheckpointError, RunError, VerificationError
 from rayft.export.model_folder import export_model, write_model
 from rayft.export.score import score
+from rayft.export.verify import Verifier
 from rayft.models.load import load_tokenizer
 from tests.export.conftest import LABELS, PARAMS, TrainedRun
 
 TrainedRuns = Callable[..., TrainedRun]
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def verifier() -> Iterator[Verifier]:
+    with Verifier() as verifier:
+        yield verifier
 
 
 def load_and_score(folder: Path, run: TrainedRun) -> dict[str, float]:
@@ -41,9 +48,9 @@ def test_decoders_and_pairs_score_the_same(trained_run: TrainedRuns, tmp_path: P
     assert load_and_score(tmp_path / "model", run) == pytest.approx(run.trial.metrics, abs=1e-5)
 
 
-def test_export_is_proved_and_complete(trained_run: TrainedRuns, tmp_path: Path) -> None:
+def test_export_is_proved_and_complete(trained_run: TrainedRuns, tmp_path: Path, verifier: Verifier) -> None:
     run, to = trained_run("lora"), tmp_path / "exports/best"
-    best = export_model(run.config, run.folder, run.trial, to, score_test=True)
+    best = export_model(run.config, run.folder, run.trial, to, verifier, score_test=True)
     assert best == json.loads((to / "rayft.json").read_text())
     assert {"model", "task", "trial", "epoch", "params", "metric", "validation", "test"} <= best.keys()
     assert (best["trial"], best["epoch"], best["params"]) == (3, 1, PARAMS["lora"])
@@ -60,30 +67,34 @@ def test_export_is_proved_and_complete(trained_run: TrainedRuns, tmp_path: Path)
     assert classify.model.config.id2label == dict(enumerate(LABELS))
 
 
-def test_an_earlier_export_is_replaced_only_by_one_that_is_proved(trained_run: TrainedRuns, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_only_by_one_that_is_proved(
+    trained_run: TrainedRuns, tmp_path: Path, verifier: Verifier
+) -> None:
     run, to = trained_run("full"), tmp_path / "best"
     to.mkdir()
     (to / "rayft.json").write_text("{}")
     (to / "left-over.txt").write_text("of an earlier export")
     recorded = {**run.trial.metrics, "loss": run.trial.metrics["loss"] + 0.002}
     with pytest.raises(VerificationError, match=r"record.*: loss is \d\.\d+, but \d\.\d+ is on record"):
-        export_model(run.config, run.folder, replace(run.trial, metrics=recorded), to, score_test=False)
+        export_model(run.config, run.folder, replace(run.trial, metrics=recorded), to, verifier, score_test=False)
     assert (to / "rayft.json").read_text() == "{}"
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
-    best = export_model(run.config, run.folder, run.trial, to, score_test=False)
+    best = export_model(run.config, run.folder, run.trial, to, verifier, score_test=False)
     assert best["test"] is None  # the test split is for the winner only
     assert json.loads((to / "rayft.json").read_text()) == best
     assert not (to / "left-over.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-def test_a_folder_of_something_else_is_never_replaced(trained_run: TrainedRuns, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_never_replaced(
+    trained_run: TrainedRuns, tmp_path: Path, verifier: Verifier
+) -> None:
     run = trained_run("full")
     (tmp_path / "thesis.txt").write_text("years of work")
     trial = replace(run.trial, checkpoint=None)
     with pytest.raises(RunError) as error:
-        export_model(run.config, run.folder, trial, tmp_path, score_test=False)
+        export_model(run.config, run.folder, trial, tmp_path, verifier, score_test=False)
     assert [fault.where for fault in error.value.faults] == [str(run.folder), str(tmp_path)]  # both faults at once
     assert "trial 3 (complete) has no checkpoint" in error.value.faults[0].rule
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -1,6 +1,7 @@
 """A whole sweep over all five strategies, started as a user starts it, and everything that it leaves behind."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -83,6 +84,12 @@ def test_only_leaders_keep_their_checkpoints(project: Project, run: Path) -> Non
     best = json.loads((run / "best" / "rayft.json").read_text())
     assert str(best["trial"]) in kept
     assert len(kept) <= 3
+
+
+def test_the_log_says_what_frozen_layers_gave_is_kept_and_where_there_are_none(run: Path) -> None:
+    log = (run / "rayft.log").read_text()
+    assert re.search(r"worker group \d: (Cached|No cache of) train behind \d frozen blocks", log), log
+    assert "is not kept: something trains in the lowest layers" in log
 
 
 def test_the_screen_shows_the_trials_the_winner_and_what_to_do_next(output: str) -> None:

@@ -246,17 +246,28 @@ async def test_a_group_that_worked_is_started_again_and_one_that_never_came_up_i
     for rank in (0, 1):
         await exchange.join(0, rank, "first")
     waiting = await ask(exchange, 7, 1)
+    await exchange.ready(0)
 
     assert await exchange.group_ended(0, "CUDA error")
     assert not waiting.done()
     for rank in (0, 1):
         await exchange.join(0, rank, "second")
     assert await fetch(exchange) == Command(assignment(7), 1)
+    await exchange.ready(0)
     assert await exchange.group_ended(0, "CUDA error")
     await exchange.join(0, 0, "third")  # the other worker never comes up
     assert not await exchange.group_ended(0, "no space left on device")
     assert await now(waiting) == GroupLost("no space left on device")
     assert await now(exchange.next_epoch(0, assignment(8), 0)) == GroupLost("no space left on device")
+
+
+@scenario
+async def test_a_group_whose_workers_come_up_and_can_not_load_the_model_is_lost() -> None:
+    exchange = exchange_of(max_failures=2)
+    waiting = await ask(exchange, 7, 0)
+    await exchange.join(0, 0, "first")
+    assert not await exchange.group_ended(0, "no such file")
+    assert await now(waiting) == GroupLost("no such file")
 
 
 @scenario
@@ -279,6 +290,57 @@ async def test_a_failure_that_ends_the_workers_is_nobodys_loss() -> None:
 
 
 @scenario
+async def test_workers_that_start_anew_before_a_trial_are_nobodys_loss_and_it_goes_to_their_next_start() -> None:
+    exchange = exchange_of(world_size=2, max_failures=0)
+    for rank in (0, 1):
+        await exchange.join(0, rank, "first")
+    await exchange.ready(0)
+    waiting = await ask(exchange, 7, 0)
+    assert [await fetch(exchange, rank) for rank in (0, 1)] == [Command(assignment(7), 0)] * 2
+    for _ in range(2):  # both found that one of them leaks
+        await exchange.recycle(0, "first")
+    assert await exchange.group_ended(0, "the group ended by itself")
+    assert not waiting.done()
+
+    await exchange.join(0, 1, "second")
+    assert await is_idle(exchange, rank=1)  # the other one isn't up yet
+    await exchange.join(0, 0, "second")
+    assert [await fetch(exchange, rank) for rank in (0, 1)] == [Command(assignment(7), 0)] * 2
+    assert await is_idle(exchange) and not waiting.done()
+    await exchange.report(0, 7, done(1))
+    assert await now(waiting) == done(1)
+
+
+@scenario
+async def test_a_late_word_of_the_old_workers_does_not_end_the_new_ones() -> None:
+    exchange = exchange_of(world_size=2, max_failures=0)
+    for rank in (0, 1):
+        await exchange.join(0, rank, "first")
+    waiting = await ask(exchange, 7, 0)
+    await exchange.recycle(0, "first")
+    for rank in (0, 1):
+        await exchange.join(0, rank, "second")
+    await exchange.recycle(0, "first")
+
+    assert [await fetch(exchange, rank) for rank in (0, 1)] == [Command(assignment(7), 0)] * 2
+    assert not waiting.done()
+
+
+@scenario
+async def test_losses_count_again_once_recycled_workers_are_up() -> None:
+    exchange = exchange_of(max_failures=1)
+    await exchange.join(0, 0, "first")
+    waiting = await ask(exchange, 7, 0)
+    await exchange.recycle(0, "first")
+    await exchange.join(0, 0, "second")
+    await exchange.join(0, 0, "third")  # the second start was lost, the first one wasn't
+    await settle()
+    assert not waiting.done()
+    await exchange.join(0, 0, "fourth")
+    assert isinstance(await now(waiting), TrialFailed)
+
+
+@scenario
 async def test_a_failure_of_the_trial_alone_leaves_the_workers_where_they_are() -> None:
     exchange = exchange_of(max_failures=0)
     await exchange.join(0, 0, "first")
@@ -295,6 +357,7 @@ async def test_a_failure_of_the_trial_alone_leaves_the_workers_where_they_are() 
 async def test_a_trial_that_asks_while_no_group_is_up_waits_for_the_next_one() -> None:
     exchange = exchange_of()
     await exchange.join(0, 0, "first")
+    await exchange.ready(0)
     assert await exchange.group_ended(0, "gone")
     await ask(exchange, 8, 0)
     await exchange.join(0, 0, "second")

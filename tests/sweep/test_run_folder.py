@@ -10,6 +10,7 @@ import pytest
 from rayft.config import SweepConfig
 from rayft.errors import RunError
 from rayft.sweep.run_folder import PACKAGES, RunFolder, write_atomically
+from rayft.sweep.study import SweepStudy
 from tests.sweep.conftest import sweep
 
 HOLDER = """
@@ -161,11 +162,11 @@ def test_an_extended_sweeps_configuration_replaces_the_old_one(config: SweepConf
 def test_sweeps_that_share_a_database_have_studies_of_their_own(tmp_path: Path, tables: Path) -> None:
     shared = sweep(search={"study": f"sqlite:///{tables}"})
     runs = [RunFolder.create(str(tmp_path / storage), "run", shared) for storage in ("a", "b")]
-    runs[0].open_study().ask()
+    SweepStudy.of_run(runs[0], runs[0].config()).ask()
 
-    assert [len(run.open_study().records()) for run in runs] == [1, 0]
+    assert [len(SweepStudy.of_run(run, run.config()).records()) for run in runs] == [1, 0]
     assert not (runs[0].path / "study.db").exists()
     own = RunFolder.create(str(tmp_path), "own", sweep())
-    own.open_study().ask()
-    assert len(RunFolder.find(own.path).open_study().records()) == 1
+    SweepStudy.of_run(own, own.config()).ask()
+    assert len(SweepStudy.of_run(RunFolder.find(own.path), RunFolder.find(own.path).config()).records()) == 1
     assert (own.path / "study.db").exists()

@@ -72,7 +72,6 @@ def fine_tuning(
         hp,
         epochs=epochs,
         seed=seed,
-        pad_token_id=0,
         workers=workers,
         micro_batch=micro_batch,
     )

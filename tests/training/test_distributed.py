@@ -87,7 +87,7 @@ def run_freezing_trials(workers: Workers, encoded: Path, cache_folder: Path | No
     found: dict[str, Any] = {}
     for strategy, values in FREEZING.items():
         hp = hyperparameters(strategy, dropout=0.0, **values)
-        parts = {"seed": 0, "pad_token_id": 0, "workers": workers, "acceleration": Acceleration(cache=cache)}
+        parts = {"seed": 0, "workers": workers, "acceleration": Acceleration(cache=cache)}
         trial = FineTuning(base, layers, data, hp, epochs=EPOCHS, **parts)
         runs: list[None] = []
         attention = trial.trained_model().get_submodule(f"{layers.block_path}.0.attention")
@@ -163,7 +163,7 @@ def test_both_workers_with_the_cache_know_the_same(found: dict[str, dict[str, An
         assert (one["train_loss"], one["curve"]) == (other["train_loss"], other["curve"])
 
 
-def test_two_workers_compute_each_file_of_the_cache_once(found: dict[str, dict[str, Any]]) -> None:
+def test_two_workers_share_the_files_of_the_cache(found: dict[str, dict[str, Any]]) -> None:
     # Train and validation behind one and behind two blocks, and the unlabeled rows behind two.
     assert len(list((found["folder"]["path"] / "cache").glob("*/manifest.json"))) == 5
 

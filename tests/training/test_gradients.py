@@ -108,7 +108,7 @@ def trial_with_limit(
     limit = RowLimit(base, rows, error)
     hp = hyperparameters(strategy, dropout=0.0)
     layers = tiny_layers("bert")
-    return FineTuning(base, layers, data, hp, epochs=2, seed=0, pad_token_id=0, workers=ALONE), limit
+    return FineTuning(base, layers, data, hp, epochs=2, seed=0, workers=ALONE), limit
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)])

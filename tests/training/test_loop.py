@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import BertForSequenceClassification, PreTrainedModel
 
 from rayft.config import STRATEGIES, StrategyName
 from rayft.data.encode import EncodedData
@@ -14,7 +14,7 @@ from rayft.training.checkpoint import read_checkpoint
 from rayft.training.failures import DivergedError
 from rayft.training.loop import FineTuning, seed_generators
 from rayft.training.results import EpochResult
-from tests.conftest import tiny_layers, tiny_model
+from tests.conftest import FAMILIES, tiny_layers, tiny_model
 from tests.training.conftest import ALONE, LABEL_NAMES, fine_tuning, hyperparameters
 
 
@@ -56,7 +56,7 @@ def test_the_base_model_is_left_as_it_is(data: EncodedData) -> None:
     base = tiny_model("bert")
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     hp = hyperparameters("lora")
-    train(FineTuning(base, tiny_layers("bert"), data, hp, epochs=1, seed=0, pad_token_id=0, workers=ALONE), 1)
+    train(FineTuning(base, tiny_layers("bert"), data, hp, epochs=1, seed=0, workers=ALONE), 1)
 
     assert_same(base.state_dict(), before)
     assert all(parameter.requires_grad for parameter in base.parameters())
@@ -214,3 +214,36 @@ def test_a_trained_model_is_plain_transformers(data: EncodedData) -> None:
 
     assert exported.state_dict().keys() == tiny_model("bert").state_dict().keys()
     train(trial, 1)  # exporting a model doesn't end its training
+
+
+@pytest.mark.parametrize("strategy", ["full", "layerwise", "adversarial"])
+def test_rows_of_the_vocabulary_that_no_batch_holds_are_left_out_and_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_with_unlabeled: EncodedData, strategy: StrategyName
+) -> None:
+    torch.manual_seed(0)
+    config = FAMILIES["bert"]()
+    config.vocab_size, config.num_labels = 200, len(LABEL_NAMES)
+    base = BertForSequenceClassification(config).eval()
+    hp = hyperparameters(strategy, weight_decay=0.3, freeze_depth=0)
+    parts = {"epochs": 2, "seed": 0, "workers": ALONE}
+    compact = FineTuning(base, tiny_layers("bert"), data_with_unlabeled, hp, **parts)
+    resumed = FineTuning(base, tiny_layers("bert"), data_with_unlabeled, hp, **parts)
+    monkeypatch.setattr("rayft.models.compact_embedding.WORTHWHILE", 0.0)
+    whole = FineTuning(base, tiny_layers("bert"), data_with_unlabeled, hp, **parts)
+    name = "bert.embeddings.word_embeddings.weight"
+    sizes = [len(dict(trial.trained_model().named_parameters())[name]) for trial in (compact, whole)]
+    assert sizes[0] < 40 and sizes[1] == 200
+
+    for trial in (compact, whole):
+        train(trial, 1)
+        trial.pack().write(tmp_path / f"{len(list(tmp_path.iterdir()))}")
+    first, second = (read_checkpoint(tmp_path / number).model for number in ("0", "1"))
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)  # names and shapes as well
+    resumed.resume(tmp_path / "0")
+    with pytest.raises(CheckpointError, match=r"word_embeddings.* must be of shape \[200, 32\], but is of shape"):
+        whole.resume(tmp_path / "0")  # as after a change of what is left out
+    whole.resume(tmp_path / "1")
+    for trial in (compact, whole, resumed):
+        train(trial, 1)
+    assert compact.history[1].metrics == pytest.approx(whole.history[1].metrics, rel=1e-3)
+    assert resumed.history[1].metrics == pytest.approx(whole.history[1].metrics, rel=1e-3)

@@ -7,6 +7,7 @@ from rayft.training.optim import (
     StartingPoint,
     build_lr_scheduler,
     build_optimizer,
+    clip_gradients,
     pack_optimizer,
     unpack_optimizer,
 )
@@ -142,3 +143,19 @@ def test_packed_state_continues_bit_for_bit() -> None:
 
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_gradients_are_clipped_as_torch_does(max_norm: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, torchs = ([nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5))] for _ in range(2))
+    for one, other in zip(ours, torchs, strict=True):
+        one.grad = torch.randn(one.shape, generator=generator)
+        other.grad = one.grad.clone()
+    before = [parameter.grad.clone() for parameter in ours]
+    frozen = nn.Parameter(torch.zeros(2))  # without a gradient
+    clip_gradients([*ours, frozen], max_norm)
+    nn.utils.clip_grad_norm_([*torchs, frozen], max_norm)
+
+    torch.testing.assert_close([p.grad for p in ours], [p.grad for p in torchs])
+    assert all(torch.equal(p.grad, b) for p, b in zip(ours, before, strict=True)) == (max_norm > 100)
