@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 _lock = threading.Lock()
 _importing = 0
+_was_on = True
 
 
 @contextmanager
@@ -16,8 +17,10 @@ def swiftly() -> Iterator[None]:
     torch and transformers make millions of objects that all stay. The collector goes through them again and again
     while they are imported, which is a fifth of the time that this takes. Threads may overlap.
     """
-    global _importing
+    global _importing, _was_on
     with _lock:
+        if not _importing:
+            _was_on = gc.isenabled()
         _importing += 1
         gc.disable()
     try:
@@ -27,4 +30,5 @@ def swiftly() -> Iterator[None]:
             _importing -= 1
             if not _importing:
                 gc.freeze()
-                gc.enable()
+                if _was_on:
+                    gc.enable()

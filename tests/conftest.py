@@ -32,6 +32,9 @@ VOCABULARY = {token: index for index, token in enumerate(SPECIAL + WORDS)}
 NUM_BLOCKS = 3
 
 
+torch.set_num_threads(1)  # tiny products wait for each other's threads more than they compute
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_frozen_layers(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Leaves the user's own alone, for the programs that tests start as well."""

@@ -1,10 +1,16 @@
 """Ray's settings that have to be in the environment before Ray is imported. So this module doesn't import it."""
 
 import os
+import platform
 import stat
 from pathlib import Path
 
 TOKEN = Path.home() / ".ray" / "auth_token"
+
+
+def _glibc() -> tuple[int, ...]:
+    return tuple(int(part) for part in platform.libc_ver()[1].split(".") if part.isdecimal())
+
 
 SETTINGS = {
     # Train's controller sleeps this long between looks at its workers, at start-up too.
@@ -28,7 +34,8 @@ SETTINGS = {
 
 
 ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    # Older ones ignore a higher threshold than 32 MB, and then map all above 128 KB.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30 if _glibc() >= (2, 36) else 1 << 25),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }

@@ -44,8 +44,7 @@ class TrialCheckpoints:
         """
         if tuning.epoch == 0 or tuning.epoch in self.digests:
             return
-        if self._writing:
-            self._writing.result()  # at most one copy in memory
+        self.wait()  # at most one copy in memory
         packed = tuning.pack()
         self.digests[tuning.epoch] = packed.digest
         values = {result.epoch: result.metrics[self._metric] for result in tuning.history}
@@ -54,6 +53,15 @@ class TrialCheckpoints:
             del self.digests[epoch]
         self._writing = self._thread.submit(self._write, packed, tuning.epoch, needless)
         self._writing.add_done_callback(_log_failure)
+
+    def wait(self) -> None:
+        """Returns once all that was taken is on disk.
+
+        Raises:
+            OSError: The last one could not be written.
+        """
+        if self._writing:
+            self._writing.result()
 
     def _write(self, packed: PackedCheckpoint, epoch: int, needless: set[int]) -> None:
         packed.write(self._run.checkpoint(self._trial, epoch))

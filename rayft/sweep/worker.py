@@ -192,10 +192,14 @@ class TrialWorker:
             self._checkpoints.save(self._tuning)
 
     def checkpoint_digest(self, epoch: int) -> str | None:
-        """The digest of an epoch's checkpoint, which is taken now if it is the last epoch's; None if it is gone."""
+        """The digest of an epoch's checkpoint, which is taken now if it is the last epoch's; None if it is gone.
+
+        It is on disk then: what is on record can be exported, whatever dies next.
+        """
         assert self._tuning is not None and self._checkpoints is not None, "an epoch was trained"
         if self._tuning.epoch == epoch:
             self._checkpoints.save(self._tuning)
+        self._checkpoints.wait()
         return self._checkpoints.digests.get(epoch)
 
     def must_be_recycled(self, trial: int) -> bool:

@@ -14,6 +14,8 @@ from rayft.training.workers import Workers
 
 WORTHWHILE = 1.2
 """How many times faster bfloat16 must be to be chosen, since it also rounds."""
+RECOMPILE_LIMIT = 256
+"""Beyond its own 8, which is two values of dropout, torch gives up without a word and runs what is new uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def compile_blocks(model: nn.Module, layers: LayerMap, frozen: int) -> None:
     """Compiles the blocks that train, in place.
 
     Block by block and not as a whole, because they share their code: it is compiled for the first block of the first
-    trial, and the others and all later trials of the process take what is there.
+    trial, and the others and all later trials of the process take what is there, but for other values of dropout and
+    for LoRA, for which it is compiled anew.
     """
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for index in range(frozen, len(layers.blocks)):
         model.get_submodule(f"{layers.block_path}.{index}").compile(dynamic=True)
