@@ -1,5 +1,6 @@
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ class FakeRay:
         monkeypatch.setattr(ray, "shutdown", self._shutdown)
 
     def _init(self, **given: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # "This method overwrites sigterm handler of the driver"
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # "This method overwrites sigterm handler of the driver"
+        self.thread = threading.current_thread()
         if self._error:
             raise self._error
         self.given, self.is_up = given, True
@@ -128,6 +131,16 @@ def test_sigterm_stays_with_the_sweep_where_rays_init_takes_it(monkeypatch: pyte
             os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.requested
     assert not fake.is_up
+
+
+def test_the_thread_that_started_ray_lives_as_long_as_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's processes ask the kernel to end with their parent, which to Linux is the thread that started them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fake, seen = FakeRay(monkeypatch), []
+    with connected(None, meanwhile=lambda: seen.append(threading.current_thread())):
+        assert fake.thread.is_alive()
+    assert seen == [threading.main_thread()]
+    assert not fake.thread.is_alive()
 
 
 def test_a_cluster_that_does_not_answer_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
