@@ -65,6 +65,8 @@ def connected(address: str | None, meanwhile: Callable[[], object] = lambda: Non
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
             raise ClusterError([Fault("--address", rule)]) from None
+        rays = logging.getLogger("ray")
+        screen, rays.handlers = rays.handlers, logging.getLogger("rayft").handlers  # what Ray says is for the run's log
         try:
             protect_token()
             yield
@@ -74,6 +76,7 @@ def connected(address: str | None, meanwhile: Callable[[], object] = lambda: Non
             raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
         finally:
             ray.shutdown()
+            rays.handlers = screen
 
 
 def _start(address: str | None) -> None:
