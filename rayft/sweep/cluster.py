@@ -59,8 +59,8 @@ def connected(address: str | None, meanwhile: Callable[[], object] = lambda: Non
     # stays.
     with ThreadPoolExecutor(1, "ray") as starter:
         started = starter.submit(_start, address)
+        meanwhile()
         try:
-            meanwhile()
             started.result()
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"

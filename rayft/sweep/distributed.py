@@ -10,10 +10,10 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayft.errors import SweepFailedError, UserError
+from rayft.errors import SweepFailedError
 from rayft.sweep.cluster import Placement
 from rayft.sweep.exchange import Exchange
-from rayft.sweep.groups import WorkerGroups
+from rayft.sweep.groups import STOP_SECONDS, WorkerGroups
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.recorder import Recorder
@@ -66,15 +66,13 @@ def run_trials(
     scratch = sweep.run.path / ".ray"
     groups = WorkerGroups(exchange, spec, placement, sweep.config.cluster.max_failures, scratch)
     groups.start()
+    patience = 0.0  # nothing runs yet that would be worth waiting for
     try:
         meanwhile()
-    except UserError:  # nothing runs yet that would be worth waiting for
-        groups.stop(patience=0)
-        raise
-    try:
+        patience = STOP_SECONDS
         recorder = _tune(sweep, placement.groups, exchange, scratch, is_over)
     finally:
-        if not groups.stop():
+        if not groups.stop(patience) and patience:
             logger.warning("worker groups were ended in the middle of an epoch")
         shutil.rmtree(scratch, ignore_errors=True)
     recorder.drop_checkpoints()  # one may have been written after its trial had ended

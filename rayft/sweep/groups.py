@@ -55,8 +55,8 @@ class WorkerGroups:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, patience: float = STOP_SECONDS) -> bool:
-        """Asks the groups to end; returns whether all did within some seconds."""
+    def stop(self, patience: float) -> bool:
+        """Asks the groups to end; returns whether all did within `patience` seconds."""
         self._stopping = True
         deadline = time.monotonic() + patience
         with contextlib.suppress(RayError):  # the exchange is gone, which ends the groups as well
@@ -108,8 +108,7 @@ class WorkerGroups:
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    # Not at the top: it imports transformers, whose lazy modules two threads can't import at the same time, and in the
-    # driver a thread that checks the model does so by now.
+    # Not at the top: it imports transformers, which takes seconds, and a driver that starts groups doesn't need it yet.
     with imports.swiftly():
         from rayft.sweep.worker import worker_loop
 

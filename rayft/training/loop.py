@@ -177,10 +177,7 @@ class FineTuning:
         self._check_fits(state, folder)
         with torch.no_grad():
             for name, tensor in state.model.items():
-                if self._embedding is not None and self._trainable[name] is self._embedding.weight:
-                    self._embedding.load_whole(tensor)
-                else:
-                    self._trainable[name].copy_(tensor)
+                self._load_whole(self._trainable[name], tensor)
         unpack_optimizer(self._optimizer, self._model, strip_prefix(state.optimizer, OPTIMIZER_PREFIX))
         if self._adversary:
             self._adversary.load_state_dict(strip_prefix(state.optimizer, ADVERSARY_PREFIX))
@@ -203,6 +200,12 @@ class FineTuning:
         if self._embedding is not None and parameter is self._embedding.weight:
             return self._embedding.whole()
         return parameter
+
+    def _load_whole(self, parameter: nn.Parameter, tensor: Tensor) -> None:
+        if self._embedding is not None and parameter is self._embedding.weight:
+            self._embedding.load_whole(tensor)
+        else:
+            parameter.copy_(tensor)
 
     def _train_batches(self, epoch: int) -> list[np.ndarray]:
         return train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch)
