@@ -13,6 +13,8 @@ ARMS = {
     "rayft": Arm("rayft", {"training": {"precision": "fp32"}}),
     "rayft-auto": Arm("rayft", {"training": {"precision": "auto"}}),
     "rayft-no-cache": Arm("rayft", {"training": {"cache": "off"}}),
+    "rayft-no-buckets": Arm("rayft", {"training": {"precision": "auto"}}, without="buckets"),
+    "rayft-sync-writes": Arm("rayft", {"training": {"precision": "auto"}}, without="background-writes"),
     "rayft-compile": Arm("rayft", {"training": {"compile": True}}),
     "hps-ray": Arm("hps", {"backend": "ray"}),
     "hps-ray-reuse": Arm("hps", {"backend": "ray", "reuse_actors": True}),
@@ -83,7 +85,7 @@ COMPARISONS = {
     ),
     "ablation": Comparison(
         "ablation: the replay with parts of rayft off",
-        ("rayft-auto", "rayft-no-cache", "rayft"),
+        ("rayft-auto", "rayft", "rayft-no-cache", "rayft-no-buckets", "rayft-sync-writes", "documented"),
         workload.replay_configs(),
         epochs=2,
         bases=("rayft-auto",),

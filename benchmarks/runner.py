@@ -14,16 +14,24 @@ import psutil
 from benchmarks.arms.job import Job
 from benchmarks.machine import ROOT
 
+WITHOUT = Path(__file__).parent / "arms" / "without"
 END_SECONDS = 20.0
 LAST_LINES = 12
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to run a search: a module of `benchmarks.arms`, and the options that its jobs get."""
+    """One way to run a search.
+
+    Attributes:
+        module: One of `benchmarks.arms`.
+        options: What its jobs get.
+        without: A part of rayft to take out, see `arms/without`.
+    """
 
     module: str
     options: dict[str, Any] = field(default_factory=dict)
+    without: str | None = None
 
     def job(self, job: Job) -> Job:
         """The job as this arm gets it."""
@@ -84,7 +92,7 @@ def run_arm(arm: Arm, job: Job, folder: Path, timeout: float, seconds: float | N
         process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.arms.{arm.module}", *map(str, paths)],
             cwd=ROOT,
-            env=environment(folder),
+            env=environment(folder, arm.without),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -111,11 +119,13 @@ def last_words(log: Path) -> str:
     return "\n    ".join([f"see {log}", *lines[-LAST_LINES:]])
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, without: str | None = None) -> dict[str, str]:
     """The environment of an arm: no network, nothing cached by an earlier run, and no thread counts but its own."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RAY_ADDRESS")}
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return inherited | {"HF_HUB_OFFLINE": "1", "RAYFT_CACHE": str(folder / "cache"), "PYTHONPATH": paths}
+    taken_out = {"RAYFT_BENCH_WITHOUT": without} if without else {}
+    folders = ([str(WITHOUT)] if without else []) + [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = {"PYTHONPATH": os.pathsep.join(folders), "RAYFT_CACHE": str(folder / "cache")}
+    return inherited | {"HF_HUB_OFFLINE": "1"} | paths | taken_out
 
 
 def end_tree(pid: int) -> None:

@@ -1,20 +1,20 @@
 """The command line. Heavy imports are inside the commands: `rayft --help` and a typo's error must be instant."""
 
-import contextlib
 import json
 import os
-import re
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rayft import __version__
+from rayft.cli_jobs import add_commands
+from rayft.cli_options import Overrides, RunAddress, SweepPath, located, run_name
 from rayft.config import SweepConfig
 from rayft.errors import InterruptedSweep, RayftError, UserError
-from rayft.sweep_file import load_sweep, locate
+from rayft.sweep_file import load_sweep
 
 if TYPE_CHECKING:
     from rayft.commands import Finished
@@ -28,12 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.", show_default=False)]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/NAME.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replaces a value of the file, such as search.trials=4."),
-]
 Address = Annotated[
     str | None, typer.Option(help="A running Ray cluster, such as auto or HOST:6379; this machine without it.")
 ]
@@ -53,19 +47,19 @@ def sweep(
     changes += [f"search.trials={trials}"] if trials is not None else []
     changes += [f"storage={json.dumps(storage)}"] if storage is not None else []
     config = load_sweep(file, changes)
-    run_name = _run_name(file.stem if name is None else name)
+    run = run_name(file.stem if name is None else name)
     from rayft.commands import new_sweep
     from rayft.report.progress import Progress
     from rayft.report.tables import output_console
 
-    with _located(file), Progress(config, output_console()) as progress:
-        finished = new_sweep(config, run_name, address, progress)
+    with located(file), Progress(config, output_console()) as progress:
+        finished = new_sweep(config, run, address, progress)
     _show(finished)
 
 
 @app.command()
 def resume(
-    run: RunPath,
+    run: RunAddress,
     trials: Annotated[
         int | None, typer.Option(min=1, help="The new number of trials, all counted: extends a finished sweep.")
     ] = None,
@@ -78,13 +72,13 @@ def resume(
     from rayft.sweep.run_folder import RunFolder
 
     folder = RunFolder.find(run)
-    with _located(folder.path / "sweep.yaml"), Progress(folder.config(), output_console()) as progress:
+    with located(folder.path / "sweep.yaml"), Progress(folder.config(), output_console()) as progress:
         finished = resume_sweep(folder, trials, address, progress)
     _show(finished)
 
 
 @app.command()
-def trials(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+def trials(run: RunAddress, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Lists the trials of a run, best first; also while it runs."""
     from rayft.report.tables import output_console, trials_json, trials_table
 
@@ -98,7 +92,7 @@ def trials(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="F
 
 @app.command()
 def export(
-    run: RunPath,
+    run: RunAddress,
     trial: Annotated[int | None, typer.Option(min=0, help="The trial; the best one without it.")] = None,
     to: Annotated[
         Path | None, typer.Option(help="The model folder; RUN/best, or RUN/export-TRIAL, without it.")
@@ -115,24 +109,20 @@ def export(
 
 @app.command()
 def tensorboard(
-    run: RunPath, port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 6006
+    run: RunAddress, port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 6006
 ) -> None:
     """Opens TensorBoard on a run's trials, on this machine only."""
     from rayft.sweep.run_folder import RunFolder
 
-    logdir = RunFolder.find(run).path / "trials"
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(logdir),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    os.execv(sys.executable, command)
+    folder = RunFolder.find(run, "views")
+    logdir = str(folder.path / "trials")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir, "--host", "127.0.0.1", "--port", str(port)]
+    if folder.remote is None:
+        os.execv(sys.executable, command)
+    from rayft.sweep.mirror import following_events
+
+    with following_events(folder.remote, folder.path):
+        sys.exit(subprocess.run(command).returncode)
 
 
 @app.command()
@@ -142,8 +132,11 @@ def check(file: SweepPath, overrides: Overrides = None) -> None:
     from rayft.report.check import print_check
     from rayft.report.tables import output_console
 
-    with _located(file):
+    with located(file):
         print_check(config, output_console())
+
+
+add_commands(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -172,40 +165,26 @@ def main() -> None:
         sys.exit(InterruptedSweep.exit_status)
 
 
-@contextlib.contextmanager
-def _located(file: Path) -> Iterator[None]:
-    """Gives faults that were found late the sweep file and the line of their key."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(locate(file, error.faults)) from None
-
-
-def _open_run(run: Path) -> "tuple[SweepConfig, SweepStudy]":
+def _open_run(run: str) -> "tuple[SweepConfig, SweepStudy]":
     from rayft.sweep.run_folder import RunFolder
-    from rayft.sweep.study import SweepStudy
+    from rayft.sweep.study import STUDY_FILE, SweepStudy
 
-    folder = RunFolder.find(run)
+    folder = RunFolder.find(run, "views")
+    if folder.remote is not None:
+        from rayft.sweep.mirror import fetch
+
+        fetch(folder.remote, folder.path, STUDY_FILE)
     config = folder.config()
     return config, SweepStudy.of_run(folder, config)
-
-
-def _run_name(name: str) -> str:
-    from rayft.errors import Fault, RunError
-
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        rule = f"must be letters, digits, dots, hyphens and underscores, first a letter or digit, but got {name!r}"
-        raise RunError([Fault("--name", rule)])
-    return name
 
 
 def _show(finished: "Finished") -> None:
     from rayft.report.tables import output_console, trials_table, winner_table
 
     console, search = output_console(), finished.config.search
-    run = os.path.relpath(finished.run.path)
+    run = finished.run.remote_address or os.path.relpath(finished.run.path)
     console.print(trials_table(finished.records, search.metric, search.direction))
-    console.print(winner_table(finished.best, Path(run) / "best"))
+    console.print(winner_table(finished.best, Path(os.path.relpath(finished.run.best))))
     commands = [f"tensorboard {run}", f"trials {run}", f"resume {run} --trials {2 * search.trials}"]
     console.print("next:  " + "\n       ".join(f"rayft {command}" for command in commands))
 

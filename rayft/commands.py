@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserErro
 from rayft.export.verify import Verifier
 from rayft.report.progress import Progress
 from rayft.report.tensorboard import TrialEvents
-from rayft.sweep.open_sweep import OpenSweep
+from rayft.sweep.mirror import mirrored
+from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.ranking import leaders
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.search import search
@@ -55,16 +55,17 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
     """
     config = with_absolute_paths(config)
     splits = load_splits(config.data, config.search.seed)
-    for note in splits.notes:
+    for note in (*config.notes, *splits.notes):
         progress.note(note)
     run = RunFolder.create(config.storage, name, config)
-    progress.note(f"run folder {run.path}")
+    progress.note(f"run folder {run.address}")
     with run.lock():
         try:
-            return _run(config, run, address, progress, splits)
+            with mirrored(run) as watchers:
+                return _run(config, run, address, progress, watchers, splits)
         except UserError:
             if not SweepStudy.of_run(run, config).records():
-                shutil.rmtree(run.path)
+                run.discard("")
             raise
 
 
@@ -80,19 +81,19 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
     Raises:
         RunError: The run is in use, or has more trials already.
     """
-    with run.lock():
+    with run.lock(), mirrored(run) as watchers:
         config = run.config()
         if trials is not None:
             started = len(SweepStudy.of_run(run, config).records())
             if trials < started:
                 rule = f"must be >= {started}, the trials that the run has already, but got {trials}"
-                raise RunError([Fault(str(run.path), rule, "--trials")])
+                raise RunError([Fault(run.address, rule, "--trials")])
             config = config.model_copy(update={"search": config.search.model_copy(update={"trials": trials})})
             run.write_config(config)
         # A driver that was killed before it had encoded the data starts from the user's files again.
-        encoded = (run.encoded / MANIFEST).exists()
+        encoded = run.obtain("encoded") and (run.encoded / MANIFEST).exists()
         splits = None if encoded else load_splits(config.data, config.search.seed)
-        return _run(config, run, address, progress, splits)
+        return _run(config, run, address, progress, watchers, splits)
 
 
 def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> TrialRecord:
@@ -103,7 +104,7 @@ def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> Trial
     """
     records = study.records()
     for trial in leaders(records, config.search.direction, len(records)):
-        if trial.checkpoint is not None and (run.path / trial.checkpoint).is_dir():
+        if trial.checkpoint is not None and run.obtain(trial.checkpoint):
             return trial
     raise SweepFailedError(_why_nothing_won(records))
 
@@ -125,16 +126,19 @@ def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[d
     """
     from rayft.export.model_folder import export_model
 
-    with run.lock():
+    with run.lock(), mirrored(run):
         config = run.config()
         study = SweepStudy.of_run(run, config)
         records = study.records()
         if number is not None and number not in range(len(records)):
             rule = f"must be one of 0 to {len(records) - 1}, but got {number}" if records else "no trial has started"
-            raise RunError([Fault(str(run.path), rule, "--trial")])
+            raise RunError([Fault(run.address, rule, "--trial")])
         winner = find_winner(config, run, study)
         trial = winner if number is None else records[number]
         is_winner = trial.number == winner.number  # the test split is for the winner only
+        if trial.checkpoint is not None:
+            run.obtain(trial.checkpoint)
+        run.obtain("encoded")
         folder = to or (run.best if is_winner else run.path / f"export-{trial.number}")
         with Verifier() as verifier:
             return export_model(config, run.path, trial, folder.resolve(), verifier, score_test=is_winner), folder
@@ -171,11 +175,19 @@ def _export_winner(
         if (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
-    return export_model(config, run.path, winner, run.best, verifier, score_test=True)
+    run.obtain("encoded")
+    exported = export_model(config, run.path, winner, run.best, verifier, score_test=True)
+    run.publish("best")
+    return exported
 
 
 def _run(
-    config: SweepConfig, run: RunFolder, address: str | None, progress: Progress, splits: Splits | None
+    config: SweepConfig,
+    run: RunFolder,
+    address: str | None,
+    progress: Progress,
+    others: tuple[Watcher, ...],
+    splits: Splits | None,
 ) -> Finished:
     handler = _log_to(run.log)
     try:
@@ -187,7 +199,8 @@ def _run(
         with Verifier() as verifier:
             if to_run > 0:
                 with TrialEvents(run.path, config) as events:
-                    watchers = (events, progress, _LastTrial(config.search.trials - 1, verifier))
+                    last = _LastTrial(config.search.trials - 1, verifier)
+                    watchers: tuple[Watcher, ...] = (events, progress, last, *others)
                     search(OpenSweep(config, run, study, watchers, to_run), address, splits)
             progress.stop()
             best = _export_winner(config, run, study, progress, verifier)
@@ -197,7 +210,7 @@ def _run(
         raise
     except (OSError, SQLAlchemyError, StorageInternalError) as error:
         logger.exception("the sweep failed")
-        raise SweepFailedError(f"{error}; see {run.log}, and go on with: rayft resume {run.path}") from None
+        raise SweepFailedError(f"{error}; see {run.log}, and go on with: rayft resume {run.address}") from None
     finally:
         progress.stop()
         logging.getLogger("rayft").removeHandler(handler)

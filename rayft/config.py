@@ -194,6 +194,8 @@ class ClusterConfig(StrictModel):
     """Fractions share a GPU; auto takes one GPU per worker where the cluster has any."""
     max_failures: int = Field(3, ge=0)
     """How often one trial may be started again after a worker or node was lost."""
+    stall_timeout: Annotated[float, BeforeValidator(parse_duration)] = Field(1800.0, ge=1)
+    """Seconds, or 90s, 30m, 1h30m: a trial whose worker computes no batch for so long fails, with stacks in the log."""
 
 
 class SweepConfig(StrictModel):
@@ -219,6 +221,13 @@ class SweepConfig(StrictModel):
             return [self.training.strategy]
         assert isinstance(domain, Categorical)
         return [name for name in STRATEGIES if name in domain.choices]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is allowed and yet may not be meant."""
+        if self.training.compile and "dropout" in self.search_space:
+            return ["training.compile compiles anew, for some 10 s per worker, for each value of search_space.dropout"]
+        return []
 
     @field_validator("search_space", mode="before")
     @classmethod

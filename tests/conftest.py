@@ -111,3 +111,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return path
 
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often each fault is tried, which `make faults` sets."""
+    parser.addoption("--fault-repeats", type=int, default=1, help="how often each fault is tried")

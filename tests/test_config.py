@@ -525,3 +525,9 @@ def test_a_password_in_the_study_s_url_is_refused_and_not_repeated() -> None:
         SearchConfig(study="postgresql://me:hunter2@host/name")
     assert "must hold no password" in caught.value.errors()[0]["msg"]
     assert SearchConfig(study="postgresql://me@host:5432/name").study == "postgresql://me@host:5432/name"
+
+
+def test_what_makes_compiling_slow_is_said() -> None:
+    assert sweep(training={"compile": True}).notes == []
+    notes = sweep(training={"compile": True}, search_space={"dropout": [0.0, 0.1]}).notes
+    assert len(notes) == 1 and "search_space.dropout" in notes[0]

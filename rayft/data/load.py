@@ -40,7 +40,7 @@ def read_source(source: Source, split: SplitName, wanted: Sequence[str]) -> tupl
         What could be read, in order, and the faults of what couldn't.
     """
     parts: list[Part] = []
-    names, faults = _resolve(source, f"data.{split}")
+    names, faults = resolve_source(source, f"data.{split}")
     for name in names:
         try:
             parts.append(_read_one(name, split, wanted))
@@ -57,7 +57,7 @@ def source_name(source: Source) -> str:
     return items[0] if len(items) == 1 else f"{items[0]} and {len(items) - 1} more"
 
 
-def _resolve(source: Source, key: str) -> tuple[list[str], list[Fault]]:
+def resolve_source(source: Source, key: str) -> tuple[list[str], list[Fault]]:
     """The files, folders and hub names of a source, each once; a glob's files sorted by name."""
     names: list[str] = []
     faults: list[Fault] = []

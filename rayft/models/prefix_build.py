@@ -17,6 +17,7 @@ from rayft.data.encode import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_files import FeatureShape, NoCacheError, PrefixFeatures, PrefixWriter
 from rayft.models.prefix_input import PrefixInput, block_output
+from rayft.pulse import Pulse
 
 TOKENS_PER_BATCH = 8192
 TIMED_BATCHES = 3
@@ -50,12 +51,14 @@ class PrefixBuilder:
         layers: Its layer map.
         pad_token_id: What fills rows up.
         autocast: The dtype of torch.autocast, or None without it.
+        pulse: Shows that it runs.
     """
 
     def __init__(
-        self, model: PreTrainedModel, layers: LayerMap, pad_token_id: int, autocast: torch.dtype | None
+        self, model: PreTrainedModel, layers: LayerMap, pad_token_id: int, autocast: torch.dtype | None, pulse: Pulse
     ) -> None:
         assert not model.training
+        self._pulse = pulse
         self._model, self._layers, self._pad_token_id = model, layers, pad_token_id
         self._autocast = autocast
 
@@ -185,6 +188,7 @@ class PrefixBuilder:
         return hidden
 
     def _inputs(self, split: EncodedSplit, rows: Rows) -> dict[str, Tensor]:
+        self._pulse.beat()
         inputs = collate(split, rows, self._pad_token_id)
         inputs.pop("labels", None)
         return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}

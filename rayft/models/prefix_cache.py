@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -17,21 +16,16 @@ from rayft.data.encode import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_build import PrefixBuilder, on_device
 from rayft.models.prefix_files import FORMAT_VERSION, NoCacheError, PrefixFeatures, PrefixStore
+from rayft.pulse import Pulse
 
 MIN_SPEEDUP = 1.5
 """How many times faster than computing reading must be."""
+WAIT_SECONDS = 10.0
+"""How often a process that waits for another shows that it does."""
 NOT_OF_THE_PREFIX = {"id2label", "label2id", "_name_or_path", "architectures", "problem_type", "transformers_version"}
 """Entries of a model's config that don't change what its blocks give."""
 
 logger = logging.getLogger(__name__)
-
-
-def default_cache_folder() -> Path:
-    """Below $RAYFT_CACHE, else $XDG_CACHE_HOME/rayft, else ~/.cache/rayft; made when the first file is written."""
-    if own := os.environ.get("RAYFT_CACHE"):
-        return Path(own).expanduser() / "prefix"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rayft" / "prefix"
 
 
 class PrefixCache:
@@ -49,6 +43,7 @@ class PrefixCache:
         device: Where trials compute.
         autocast: The dtype of torch.autocast in training, or None without it.
         min_speedup: How many times faster than computing reading must be.
+        pulse: Shows that outputs are being computed, by this process or another.
     """
 
     def __init__(
@@ -62,7 +57,9 @@ class PrefixCache:
         autocast: torch.dtype | None = None,
         *,
         min_speedup: float = MIN_SPEEDUP,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or Pulse()
         self._model, self._layers, self._pad_token_id = model, layers, pad_token_id
         self._device, self._autocast, self._min_speedup = device, autocast, min_speedup
         self._fingerprints = Fingerprints(model, layers, device, autocast)
@@ -108,10 +105,14 @@ class PrefixCache:
         if found := self._store.open(fingerprint, split.lengths):
             return found
         lock = self._store.lock(fingerprint)
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            return None
+        while True:
+            try:
+                lock.acquire(timeout=WAIT_SECONDS if wait else 0)
+                break
+            except Timeout:
+                if not wait:
+                    return None
+                self._pulse.beat()  # whoever holds the lock has a pulse of its own
         try:
             if found := self._store.open(fingerprint, split.lengths):  # finished by another process meanwhile
                 return found
@@ -123,7 +124,7 @@ class PrefixCache:
     def _build(self, split: EncodedSplit, depth: int, fingerprint: str) -> None:
         started = time.perf_counter()
         model = on_device(self._model, self._device)
-        builder = PrefixBuilder(model, self._layers, self._pad_token_id, self._autocast)
+        builder = PrefixBuilder(model, self._layers, self._pad_token_id, self._autocast, self._pulse)
         if depth not in self._exact:
             builder.check_exact(split, depth)
             self._exact.add(depth)

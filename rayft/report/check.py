@@ -30,7 +30,7 @@ def print_check(config: SweepConfig, console: Console) -> None:
     load_tokenizer(config.model)
     layers = check_model(config, len(splits.label_names))
     console.print(_data_table(splits))
-    for note in splits.notes:
+    for note in (*config.notes, *splits.notes):
         console.print(note)
     console.print(_layer_table(layers))
     console.print(_space_table(config))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -14,7 +14,12 @@ from rayft.config import MetricName, Mode, Value
 from rayft.sweep.ranking import leaders
 from rayft.sweep.study import TrialRecord
 
+if TYPE_CHECKING:
+    from rayft.jobs.client import Job
+
 STATE_STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan"}
+
+JOB_STYLES = {"SUCCEEDED": "green", "STOPPED": "yellow", "FAILED": "red", "RUNNING": "cyan"}
 
 _PIPE_WIDTH = 200
 
@@ -116,3 +121,19 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def jobs_table(jobs: Sequence["Job"], now: float) -> Table:
+    """A cluster's jobs in the order given.
+
+    Args:
+        jobs: The jobs.
+        now: Seconds since 1970, for those that run.
+    """
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for column in ("job", "run", "state", "time", "message"):
+        table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
+    for job in jobs:
+        seconds = "" if job.started is None else format_duration((job.ended or now) - job.started)
+        table.add_row(job.id, job.name, Text(job.state.lower(), JOB_STYLES.get(job.state, "")), seconds, job.message)
+    return table

@@ -1,7 +1,6 @@
 """The trials on the cluster: exchange, worker groups and Tune, put together."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,7 +63,8 @@ def run_trials(
     """
     exchange = _start_exchange(sweep, placement)
     scratch = sweep.run.path / ".ray"
-    groups = WorkerGroups(exchange, spec, placement, sweep.config.cluster.max_failures, scratch)
+    place = (str(scratch), None) if sweep.run.remote is None else sweep.run.remote.for_pyarrow(".ray")
+    groups = WorkerGroups(exchange, spec, placement, sweep.config.cluster.max_failures, *place)
     groups.start()
     patience = 0.0  # nothing runs yet that would be worth waiting for
     try:
@@ -74,10 +74,10 @@ def run_trials(
     finally:
         if not groups.stop(patience) and patience:
             logger.warning("worker groups were ended in the middle of an epoch")
-        shutil.rmtree(scratch, ignore_errors=True)
+        sweep.run.discard(".ray")
     recorder.drop_checkpoints()  # one may have been written after its trial had ended
     if recorder.stopped_by is not None:
-        raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.path}")
+        raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.address}")
 
 
 def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool]) -> Recorder:
@@ -114,7 +114,7 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
         tuner.fit()
     except tune.TuneError as error:
         logger.exception("Ray Tune failed")
-        raise SweepFailedError(f"Ray Tune failed: {error}; go on with: rayft resume {sweep.run.path}") from None
+        raise SweepFailedError(f"Ray Tune failed: {error}; go on with: rayft resume {sweep.run.address}") from None
     return recorder
 
 

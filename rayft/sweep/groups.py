@@ -5,8 +5,7 @@ import itertools
 import logging
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -17,6 +16,9 @@ from rayft import imports
 from rayft.sweep.cluster import Placement
 from rayft.sweep.lean_trainer import LeanTorchTrainer
 from rayft.sweep.protocol import GroupSpec
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +38,23 @@ class WorkerGroups:
         placement: How many groups, and of what.
         max_failures: How often Ray Train starts a group's workers again.
         scratch: A folder for Ray's own files, which all nodes see.
+        filesystem: What it is a folder of; the local one if None.
     """
 
-    def __init__(self, exchange: Any, spec: GroupSpec, placement: Placement, max_failures: int, scratch: Path) -> None:
+    def __init__(
+        self,
+        exchange: Any,
+        spec: GroupSpec,
+        placement: Placement,
+        max_failures: int,
+        scratch: str,
+        filesystem: "FileSystem | None",
+    ) -> None:
         self._exchange = exchange
         self._spec = spec
         self._placement = placement
         self._max_failures = max_failures
-        self._scratch = scratch
+        self._scratch, self._filesystem = scratch, filesystem
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._keep_alive, args=(slot,), name=f"group-{slot}", daemon=True)
@@ -97,7 +108,8 @@ class WorkerGroups:
             ),
             run_config=ray.train.RunConfig(
                 name=name,
-                storage_path=str(self._scratch),
+                storage_path=self._scratch,
+                storage_filesystem=self._filesystem,
                 # Both finite: Ray would repeat for ever a start that can't succeed. A `fit` that ends after its workers
                 # had come up is started again, see `Exchange.group_ended`.
                 failure_config=ray.train.FailureConfig(

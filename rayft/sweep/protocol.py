@@ -22,6 +22,7 @@ class GroupSpec:
         precision: What to compute in.
         cache_bytes: The most that the cache of frozen layers takes of a node's disk; 0 if there is to be none.
         compiled: Whether layers that train are compiled.
+        stall_seconds: The longest that a worker may compute no batch.
     """
 
     model: str
@@ -34,6 +35,7 @@ class GroupSpec:
     precision: Precision
     cache_bytes: int
     compiled: bool
+    stall_seconds: float
 
 
 @dataclass(frozen=True)

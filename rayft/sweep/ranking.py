@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from rayft.config import Mode
     from rayft.sweep.study import TrialRecord
 
-FailureKind = Literal["out_of_memory", "diverged", "error", "infrastructure"]
+FailureKind = Literal["out_of_memory", "diverged", "error", "stalled", "infrastructure"]
 """Why a trial can't go on."""
 
 

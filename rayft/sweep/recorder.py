@@ -1,7 +1,6 @@
 """Writes what happens to the study, and tells those who watch."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from rayft.sweep.exchange import LEADERS
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import EpochDone, GroupLost, Outcome, TrialFailed
 from rayft.sweep.ranking import leaders
+from rayft.sweep.run_folder import checkpoint_path
 from rayft.sweep.searcher import DriverOnly, StudySearcher
 from rayft.sweep.study import TrialRecord
 
@@ -110,11 +110,11 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
         self._clear(ended)
 
     def _clear(self, ended: list[TrialRecord]) -> None:
-        keep = {record.number: record.best_epoch for record in self._leaders}
+        kept = {checkpoint_path(record.number, record.best_epoch or 0) for record in self._leaders}
         for record in ended:
-            for folder in self._run.trial(record.number).glob("checkpoint-*"):
-                if folder.name != f"checkpoint-{keep.get(record.number)}":
-                    shutil.rmtree(folder, ignore_errors=True)
+            for path in self._run.checkpoints(record.number):
+                if path not in kept:
+                    self._run.discard(path)
 
     def _ended_trials(self) -> list[TrialRecord]:
         return [record for record in self._study.records() if record.state != "running"]

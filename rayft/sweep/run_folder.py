@@ -1,31 +1,53 @@
 """The run folder: where everything of a sweep lies, and the lock that keeps a second writer out."""
 
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import platform
+import shutil
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Literal, Self
 
+from rayft.cache_folder import cache_folder
 from rayft.config import SweepConfig
 from rayft.errors import SWEEP_FILE, Fault, RunError
+from rayft.sweep.remote_folder import LAST, RemoteFolder, is_remote
 from rayft.sweep_file import dump_sweep, load_sweep
+
+CopyKind = Literal["runs", "views"]
 
 PACKAGES = ("rayft", "ray", "torch", "transformers", "peft", "optuna", "datasets", "scikit-learn", "numpy")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths within one run.
+    """Paths within one run, and what of it lies elsewhere.
 
     Attributes:
-        path: The folder, `storage/NAME`.
+        path: The folder, `storage/NAME`; where storage is remote, this node's working copy of it.
+        remote_address: Of the run in remote storage, or None.
     """
 
     path: Path
+    remote_address: str | None = None
+
+    @classmethod
+    def at(cls, address: str, kind: CopyKind = "runs") -> Self:
+        """The run at a path or a remote address, which need not be there.
+
+        Args:
+            address: The run's.
+            kind: Which copy of a remote run: the one to work on, or the one for those who only look.
+        """
+        if not is_remote(address):
+            return cls(Path(address).resolve())
+        return cls(working_copy(kind, address), address.rstrip("/"))
 
     @classmethod
     def create(cls, storage: str, name: str, config: SweepConfig) -> Self:
@@ -34,28 +56,51 @@ class RunFolder:
         Raises:
             RunError: The storage can't be written.
         """
-        if "://" in storage:
-            raise RunError([Fault(SWEEP_FILE, f"must be a folder, but got {storage!r}", "storage")])
-        root = Path(storage).expanduser().resolve()
+        numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        if is_remote(storage):
+            taken = _opened(storage, SWEEP_FILE, "storage").names()
+            runs = (cls.at(f"{storage.rstrip('/')}/{free}") for free in numbered if free not in taken)
+        else:
+            runs = (cls(Path(storage).expanduser().resolve() / free) for free in numbered)
+        run = next(runs)
+        root = run.path.parent
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path, suffix = root / name, 2
-            while not _make(path):
-                path, suffix = root / f"{name}-{suffix}", suffix + 1
-            run = cls(path)
+            while not _make(run.path):
+                run = next(runs)
             run.write_config(config)
             write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
         except OSError as error:
             raise RunError([Fault(str(root), f"can't be written: {error.strerror}", "storage")]) from None
+        try:
+            for file in ("sweep.yaml", "environment.json"):
+                run.publish(file)
+        except OSError as error:
+            shutil.rmtree(run.path)
+            raise RunError(
+                [Fault(SWEEP_FILE, f"{storage!r} can't be written: {first_line(error)}", "storage")]
+            ) from None
         return run
 
     @classmethod
-    def find(cls, path: Path) -> Self:
-        """An existing run.
+    def find(cls, address: str, kind: CopyKind = "runs") -> Self:
+        """An existing run; of a remote one no more than its configuration is copied.
+
+        Args:
+            address: The run's.
+            kind: As for `at`.
 
         Raises:
-            RunError: The path isn't a run folder.
+            RunError: There is no run at the address, or it can't be reached.
         """
+        run = cls.at(address, kind)
+        if run.remote_address is not None:
+            remote = _opened(address, address, None)
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not remote.download("sweep.yaml", run.path / "sweep.yaml"):
+                raise RunError([Fault(address, "is not a run: it has no sweep.yaml")])
+            return run
+        path = Path(address)
         if not path.is_dir():
             near = (
                 [p.name for p in path.parent.iterdir() if (p / "sweep.yaml").exists()] if path.parent.is_dir() else []
@@ -64,7 +109,43 @@ class RunFolder:
             raise RunError([Fault(str(path), f"no such run folder{hint}")])
         if not (path / "sweep.yaml").is_file():
             raise RunError([Fault(str(path), "is not a run folder: it has no sweep.yaml")])
-        return cls(path.resolve())
+        check_contained(run.path)
+        return run
+
+    @property
+    def address(self) -> str:
+        """What other processes and nodes find the run by."""
+        return self.remote_address or str(self.path)
+
+    @cached_property
+    def remote(self) -> RemoteFolder | None:
+        """The run in remote storage, if it is there."""
+        return None if self.remote_address is None else RemoteFolder(self.remote_address)
+
+    def publish(self, path: str) -> None:
+        """Copies a file or folder of the run to remote storage, if the run is there."""
+        if self.remote is not None:
+            self.remote.upload(self.path / path, path)
+
+    def obtain(self, path: str) -> bool:
+        """Sees to it that a file, or a folder that ends with a manifest, is on this node; returns whether it is."""
+        here = self.path / path
+        if self.remote is None or (here / LAST if here.is_dir() else here).exists():
+            return here.exists()
+        return self.remote.download(path, here)
+
+    def discard(self, path: str) -> None:
+        """Deletes a folder of the run here and in remote storage."""
+        shutil.rmtree(self.path / path, ignore_errors=True)
+        if self.remote is not None:
+            self.remote.delete(path)
+
+    def checkpoints(self, number: int) -> list[str]:
+        """The checkpoints of a trial, finished or not, relative to the run."""
+        names = {folder.name for folder in self.trial(number).glob("checkpoint-*")}
+        if self.remote is not None:
+            names.update(name for name in self.remote.names(f"trials/{number}") if name.startswith("checkpoint-"))
+        return [f"trials/{number}/{name}" for name in sorted(names)]
 
     @property
     def encoded(self) -> Path:
@@ -120,6 +201,42 @@ class RunFolder:
 def checkpoint_path(number: int, epoch: int) -> str:
     """Where a trial's checkpoint lies, relative to the run folder."""
     return f"trials/{number}/checkpoint-{epoch}"
+
+
+def working_copy(kind: CopyKind, address: str) -> Path:
+    """Where this node keeps its copy of a remote run."""
+    storage, _, name = address.rstrip("/").rpartition("/")
+    return cache_folder(kind) / hashlib.sha256(storage.encode()).hexdigest()[:16] / name
+
+
+def check_contained(path: Path) -> None:
+    """Refuses a run folder with links out of it: what rayft writes, deletes or copies there must be the run's.
+
+    Raises:
+        RunError: There is one.
+    """
+    for folder, folders, files in os.walk(path):
+        for entry in (Path(folder, name) for name in (*folders, *files)):
+            if entry.is_symlink() and not entry.resolve().is_relative_to(path.resolve()):
+                raise RunError([Fault(str(entry), "is a link that leads out of the run folder")])
+
+
+def _opened(address: str, where: str, key: str | None) -> RemoteFolder:
+    """Remote storage that has answered."""
+    try:
+        remote = RemoteFolder(address, patience=0)
+        remote.names()
+    except ValueError as error:
+        shown = "a storage address" if "@" in address else repr(address)
+        raise RunError([Fault(where, f"{shown} {first_line(error)}", key)]) from None
+    except OSError as error:
+        raise RunError([Fault(where, f"{address!r} can't be reached: {first_line(error)}", key)]) from None
+    return remote
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def describe_environment() -> dict[str, object]:

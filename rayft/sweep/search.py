@@ -40,7 +40,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
             spec = GroupSpec(
                 model=config.model,
-                run=str(run.path),
+                run=run.address,
                 epochs=config.training.epochs,
                 seed=config.search.seed,
                 threads=placement.cpus,
@@ -49,6 +49,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 precision=config.training.precision,
                 cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
                 compiled=config.training.compile,
+                stall_seconds=config.cluster.stall_timeout,
             )
             run_trials(
                 sweep,
@@ -58,7 +59,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 is_over=lambda: interruption.requested or time.monotonic() > deadline,
             )
     if interruption.requested:
-        raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.path}")
+        raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.address}")
     for record in sweep.study.records():
         if record.state == "running":
             sweep.study.finish(record.number, reason="stopped by search.time_limit")
@@ -80,3 +81,4 @@ def _check_and_encode(config: SweepConfig, run: RunFolder, splits: Splits | None
     check_model(config, len(label_names))
     if splits is not None:
         encode_splits(splits, tokenizer, config.data.max_length, run.encoded)
+        run.publish("encoded")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from rayft.config import SweepConfig
+from rayft.errors import Fault, RunError
 from rayft.search_space import Params, starting_points, suggest
 from rayft.sweep.ranking import FailureKind, best_epoch
 from rayft.sweep.run_folder import RunFolder, checkpoint_path
@@ -23,6 +25,7 @@ from rayft.sweep.storage import SweepStorage
 TrialState = Literal["complete", "pruned", "failed", "running"]
 
 STUDY_NAME = "rayft"
+STUDY_FILE = "study.db"
 
 # Where the search itself is at fault, the sampler is told to keep away; where a machine or the code is, it isn't told.
 AVOIDABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "diverged"})
@@ -86,8 +89,9 @@ class SweepStudy:
     def of_run(cls, run: RunFolder, config: SweepConfig) -> Self:
         """A run's study: the file in its folder, or its own one in the database that the sweep names."""
         if config.search.study is None:
-            return cls(config, f"sqlite:///{run.path / 'study.db'}")
-        own_name = f"{run.path.name}-{hashlib.sha256(str(run.path).encode()).hexdigest()[:8]}"
+            check_file(run)
+            return cls(config, f"sqlite:///{run.path / STUDY_FILE}")
+        own_name = f"{run.path.name}-{hashlib.sha256(run.address.encode()).hexdigest()[:8]}"
         return cls(config, config.search.study, own_name)
 
     def enqueue_start_with(self) -> None:
@@ -208,6 +212,27 @@ def _state_of(trial: FrozenTrial) -> TrialState:
     if trial.state == OptunaState.COMPLETE:
         return "complete"
     return "pruned"
+
+
+def check_file(run: RunFolder) -> None:
+    """Refuses a damaged study, and an empty one in the place of one that has been there.
+
+    Raises:
+        RunError: The study must be restored.
+    """
+    path = run.path / STUDY_FILE
+    way_out = "put a copy of it back, or start a new run"
+    if not path.exists() or path.stat().st_size == 0:
+        if (run.path / "trials").is_dir():  # SQLite would make a new one, and the sweep start anew without a word
+            raise RunError([Fault(str(path), f"is missing or empty, but there are trials; {way_out}")])
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            found = database.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise RunError([Fault(str(path), f"is damaged ({found.splitlines()[0]}); {way_out}")])
 
 
 @contextlib.contextmanager

@@ -3,10 +3,11 @@
 import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from rayft.config import Mode
 from rayft.sweep.ranking import best_epoch
-from rayft.sweep.run_folder import RunFolder
+from rayft.sweep.run_folder import RunFolder, checkpoint_path
 from rayft.training.checkpoint import PackedCheckpoint, finished_checkpoints
 from rayft.training.loop import FineTuning
 
@@ -31,6 +32,8 @@ class TrialCheckpoints:
     """
 
     def __init__(self, run: RunFolder, trial: int, metric: str, mode: Mode, thread: ThreadPoolExecutor) -> None:
+        for path in run.checkpoints(trial):
+            run.obtain(path)  # another node may have written it
         self.digests = finished_checkpoints(run.trial(trial))
         self._run, self._trial, self._metric, self._mode = run, trial, metric, mode
         self._thread = thread
@@ -63,10 +66,19 @@ class TrialCheckpoints:
         if self._writing:
             self._writing.result()
 
+    def leave(self) -> None:
+        """The trial is over here: this node's copies go, if remote storage has them."""
+        if self._run.remote is not None:
+            with suppress(OSError):  # that failed the trial already
+                self.wait()
+            for folder in self._run.trial(self._trial).glob("checkpoint-*"):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _write(self, packed: PackedCheckpoint, epoch: int, needless: set[int]) -> None:
         packed.write(self._run.checkpoint(self._trial, epoch))
+        self._run.publish(checkpoint_path(self._trial, epoch))
         for replaced in needless:
-            shutil.rmtree(self._run.checkpoint(self._trial, replaced), ignore_errors=True)
+            self._run.discard(checkpoint_path(self._trial, replaced))
 
 
 def _log_failure(writing: "Future[None]") -> None:

@@ -4,7 +4,6 @@ import gc
 import logging
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -12,17 +11,20 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from filelock import FileLock
 from ray.exceptions import RayError
 
+from rayft.cache_folder import cache_folder
 from rayft.data.encode import EncodedData
 from rayft.errors import RayftError
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model
-from rayft.models.prefix_cache import PrefixCache, default_cache_folder
+from rayft.models.prefix_cache import PrefixCache
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupSpec, TrialFailed
 from rayft.sweep.ranking import FailureKind
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.trial_checkpoints import TrialCheckpoints
+from rayft.sweep.watchdog import Watchdog
 from rayft.training.acceleration import Acceleration, choose_autocast
 from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
 from rayft.training.loop import FineTuning
@@ -30,6 +32,8 @@ from rayft.training.results import EpochResult
 from rayft.training.workers import Workers
 
 logger = logging.getLogger(__name__)
+
+STALL_REPORT_SECONDS = 10.0
 
 
 def worker_loop(config: dict[str, Any]) -> None:
@@ -61,13 +65,21 @@ def _serve(first: Command, group: "TrialWorker", exchange: Any, slot: int, gener
     """Carries out commands until there are no more, or the group has to start anew."""
     workers = group.workers
     command: Command | None = first
+    watchdog = Watchdog(workers.pulse, group.stall_seconds)
     while command is not None:
         trial = command.assignment.trial
+
+        def report_stall(stacks: str, trial: int = trial) -> None:
+            limit = f"no batch in {group.stall_seconds:g} s (cluster.stall_timeout); rayft.log has the stacks"
+            failure = TrialFailed("stalled", f"worker {workers.rank} stood still: {limit}", stacks, restarts=True)
+            ray.get(exchange.fail.remote(slot, trial, failure, generation), timeout=STALL_REPORT_SECONDS)
+
         if group.must_be_recycled(trial):
             ray.get(exchange.recycle.remote(slot, generation))
             return
         try:
-            _carry_out(command, group, exchange, slot)
+            with watchdog.watching(report_stall):
+                _carry_out(command, group, exchange, slot)
         except RayError:
             raise
         except Exception as error:  # whatever it is, it must end this trial and not the group, nor the sweep
@@ -151,9 +163,10 @@ class TrialWorker:
         package = logging.getLogger("rayft")
         package.setLevel(logging.INFO)
         package.addHandler(self.notes)
-        self.metric = spec.metric
+        self.metric, self.stall_seconds = spec.metric, spec.stall_seconds
         self._spec = spec
-        self._run = RunFolder(Path(spec.run))
+        self._run = RunFolder.at(spec.run)
+        obtain_data(self._run)
         self._data = data = EncodedData.open(self._run.encoded)
         self._base = load_model(spec.model, data.label_names, data.pad_token_id, spec.seed).to(workers.device)
         self._layers = map_layers(self._base)
@@ -227,13 +240,16 @@ class TrialWorker:
         autocast = choose_autocast(spec.precision, self.workers)
         cache = None
         if spec.cache_bytes:
-            folder, device = default_cache_folder(), self.workers.device
+            folder, device = cache_folder("prefix"), self.workers.device
+            padding, pulse = self._data.pad_token_id, self.workers.pulse
             cache = PrefixCache(
-                self._base, self._layers, self._data.pad_token_id, folder, spec.cache_bytes, device, autocast
+                self._base, self._layers, padding, folder, spec.cache_bytes, device, autocast, pulse=pulse
             )
         return Acceleration(autocast, cache, spec.compiled)
 
     def _start(self, assignment: Assignment, micro_batch: int | None) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.leave()
         self.forget()
         tuning = FineTuning(
             self._base,
@@ -252,6 +268,13 @@ class TrialWorker:
             tuning.resume(self._run.checkpoint(trial, max(checkpoints.digests)))
             logger.info("trial %d goes on from epoch %d", trial, tuning.epoch)
         self._trial, self._tuning, self._checkpoints = trial, tuning, checkpoints
+
+
+def obtain_data(run: RunFolder) -> None:
+    """Copies the encoded data to this node, once for all of its workers, if it isn't there."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.path / ".encoded.lock"):
+        run.obtain("encoded")
 
 
 def has_leaked(first: int, held: int, available: int, total: int) -> bool:

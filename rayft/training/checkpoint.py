@@ -95,7 +95,7 @@ class PackedCheckpoint:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, file in self.files.items():
-            (partial / name).write_bytes(file)
+            _write_file(partial / name, file)
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
@@ -163,6 +163,10 @@ def finished_checkpoints(trial_folder: Path) -> dict[int, str]:
         else:
             found[int(epoch)] = _file_digest(path / MANIFEST)
     return found
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -89,6 +89,7 @@ class Forward:
 
     def batch(self, split: EncodedSplit, rows: np.ndarray) -> Batch:
         """Reads some rows and moves them to the model's device."""
+        self._workers.pulse.beat()
         inputs = collate(split, rows, self._pad_token_id)
         mask = inputs["attention_mask"]
         tokens, padded_tokens = int(mask.sum()), mask.numel()

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.arms.job import Job
 from benchmarks.runner import Arm, end_tree, environment, interleaved, run_arm
 
+WRITER = "rayft.sweep.trial_checkpoints"
 JOB = Job("model", "train.csv", "validation.csv", [], epochs=1, work="")
 
 
@@ -58,3 +59,24 @@ def test_an_arm_sees_no_thread_count_and_no_cache_of_another(tmp_path: Path, mon
     found = environment(tmp_path)
     assert "OMP_NUM_THREADS" not in found
     assert found["RAYFT_CACHE"] == str(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("part", "shows"),
+    [
+        ("buckets", "from rayft.data import batches as m; print(m.train_batches.__name__)"),
+        (
+            "background-writes",
+            "from rayft.sweep import trial_checkpoints as m; t = m.TrialCheckpoints; print(t.save.__name__)",
+        ),
+    ],
+)
+def test_a_part_is_taken_out_of_every_process(tmp_path: Path, part: str, shows: str) -> None:
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {shows!r}], check=True)"
+
+    def run(without: str | None) -> str:
+        env = environment(tmp_path, without)
+        return subprocess.run([sys.executable, "-c", child], env=env, check=True, capture_output=True, text=True).stdout
+
+    assert run(None).strip() in ("train_batches", "save")
+    assert run(part).strip() in ("random_batches", "save_and_wait")

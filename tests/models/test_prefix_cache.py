@@ -24,13 +24,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rayft.cache_folder import cache_folder
 from rayft.data.batches import collate
 from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
 from rayft.data.splits import Rows, Splits
 from rayft.models import prefix_build
 from rayft.models.layers import map_layers
 from rayft.models.prefix_build import Costs, PrefixBuilder, check_pays
-from rayft.models.prefix_cache import MIN_SPEEDUP, Fingerprints, PrefixCache, default_cache_folder
+from rayft.models.prefix_cache import MIN_SPEEDUP, Fingerprints, PrefixCache
 from rayft.models.prefix_files import NoCacheError, PrefixFeatures, PrefixWriter
 from rayft.models.prefix_input import PrefixInput, block_output
 from tests.conftest import FAMILIES, NUM_BLOCKS, WORDS, tiny_layers, tiny_model, tiny_tokenizer
@@ -395,11 +396,11 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAYFT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert default_cache_folder() == Path("/home/someone/.cache/rayft/prefix")
+    assert cache_folder("prefix") == Path("/home/someone/.cache/rayft/prefix")
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
-    assert default_cache_folder() == Path("/scratch/rayft/prefix")
+    assert cache_folder("prefix") == Path("/scratch/rayft/prefix")
     monkeypatch.setenv("RAYFT_CACHE", "/fast")
-    assert default_cache_folder() == Path("/fast/prefix")
+    assert cache_folder("prefix") == Path("/fast/prefix")
 
 
 # Several processes.

@@ -87,9 +87,22 @@ def test_a_folder_without_permission_is_the_users_error(config: SweepConfig, tmp
         tmp_path.chmod(0o700)
 
 
-def test_storage_is_a_folder_and_no_url(config: SweepConfig) -> None:
-    with pytest.raises(RunError, match="storage: must be a folder, but got 's3://bucket/prefix'"):
-        RunFolder.create("s3://bucket/prefix", "run", config)
+def test_a_run_in_remote_storage_has_a_copy_here_that_others_find(
+    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYFT_CACHE", str(tmp_path / "here"))
+    storage = f"file://{tmp_path}/far"
+    runs = [RunFolder.create(storage, "run", config) for _ in range(2)]
+    assert [run.address for run in runs] == [f"{storage}/run", f"{storage}/run-2"]
+    assert (tmp_path / "far" / "run-2" / "sweep.yaml").exists()
+    assert runs[0].path.is_relative_to(tmp_path / "here")
+
+    monkeypatch.setenv("RAYFT_CACHE", str(tmp_path / "there"))
+    found = RunFolder.find(f"{storage}/run")
+    assert found.config() == config
+    assert found.path.is_relative_to(tmp_path / "there")
+    with pytest.raises(RunError, match=r"is not a run: it has no sweep\.yaml"):
+        RunFolder.find(f"{storage}/walk")
 
 
 def test_a_run_is_found_by_any_way_to_it(config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +113,7 @@ def test_a_run_is_found_by_any_way_to_it(config: SweepConfig, tmp_path: Path, mo
     (tmp_path / "latest").symlink_to(run.path)
     monkeypatch.chdir(tmp_path)
 
-    assert RunFolder.find(Path("latest")) == RunFolder.find(Path("runs/first")) == run
+    assert RunFolder.find("latest") == RunFolder.find("runs/first") == run
 
 
 def test_what_is_no_run_is_refused_with_those_near_it(config: SweepConfig, tmp_path: Path) -> None:
@@ -108,13 +121,13 @@ def test_what_is_no_run_is_refused_with_those_near_it(config: SweepConfig, tmp_p
         RunFolder.create(str(tmp_path), name, config)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"alpa: no such run folder; .* has alpha, beta$"):
-        RunFolder.find(tmp_path / "alpa")
+        RunFolder.find(str(tmp_path / "alpa"))
     with pytest.raises(RunError, match=r"empty: is not a run folder: it has no sweep\.yaml"):
-        RunFolder.find(tmp_path / "empty")
+        RunFolder.find(str(tmp_path / "empty"))
     with pytest.raises(RunError, match=r"run: no such run folder$"):
-        RunFolder.find(tmp_path / "nowhere" / "run")
+        RunFolder.find(str(tmp_path / "nowhere" / "run"))
     with pytest.raises(RunError, match="no such run folder"):
-        RunFolder.find(tmp_path / "alpha" / "sweep.yaml")
+        RunFolder.find(str(tmp_path / "alpha" / "sweep.yaml"))
 
 
 def test_two_processes_cannot_write_one_run(config: SweepConfig, tmp_path: Path) -> None:
@@ -168,5 +181,5 @@ def test_sweeps_that_share_a_database_have_studies_of_their_own(tmp_path: Path, 
     assert not (runs[0].path / "study.db").exists()
     own = RunFolder.create(str(tmp_path), "own", sweep())
     SweepStudy.of_run(own, own.config()).ask()
-    assert len(SweepStudy.of_run(RunFolder.find(own.path), RunFolder.find(own.path).config()).records()) == 1
+    assert len(SweepStudy.of_run(RunFolder.find(str(own.path)), RunFolder.find(str(own.path)).config()).records()) == 1
     assert (own.path / "study.db").exists()

@@ -1,0 +1,181 @@
+"""What a job is sent with: the sweep, the local files that it names, rayft itself, and the packages that it takes."""
+
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import rayft
+from rayft.config import SweepConfig, with_absolute_paths
+from rayft.config_space import as_list
+from rayft.data.load import HUB, resolve_source
+from rayft.errors import SWEEP_FILE, Fault, RunError
+from rayft.sweep.remote_folder import is_remote
+from rayft.sweep_file import dump_sweep
+
+Environment = Literal["install", "cluster"]
+"""Whether Ray installs the pinned packages on each node, or takes what the nodes have."""
+
+LIMIT_BYTES = 500_000_000
+"""Ray keeps what a job is sent with in the memory of the cluster's head, and takes no more than 512 MiB."""
+PINNED = (
+    "accelerate",
+    "datasets",
+    "filelock",
+    "huggingface_hub",
+    "optuna",
+    "peft",
+    "psutil",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "safetensors",
+    "scikit-learn",
+    "tensorboard",
+    "tokenizers",
+    "transformers",
+    "typer",
+    "xxhash",
+)
+"""What a job gets in this machine's versions. Ray, torch and what they are built against are the cluster's own."""
+STOP_SECONDS = 60
+"""How long a job that is stopped gets to end its trials' epochs."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder to be sent.
+
+    Attributes:
+        folder: The job's working directory.
+        bytes: How much lies in it.
+        files: What lies in it, relative to it, with its size in bytes.
+    """
+
+    folder: Path
+    bytes: int
+    files: dict[str, int]
+
+
+@contextmanager
+def packed(config: SweepConfig, storage: str, with_files: bool) -> Iterator[Package]:
+    """A temporary folder with the sweep and the local files that it names.
+
+    Args:
+        config: The sweep.
+        storage: Where the cluster is to write the run.
+        with_files: Whether data and model are copied too; the cluster must see them at their paths otherwise.
+
+    Raises:
+        UserError: A file isn't there, or all together are too large.
+    """
+    with TemporaryDirectory(prefix="rayft-job-") as name:
+        folder = Path(name)
+        sent = with_absolute_paths(config).model_copy(update={"storage": storage})
+        if with_files:
+            sent = _with_files(sent, folder)
+        (folder / "sweep.yaml").write_text(dump_sweep(sent), encoding="utf-8")
+        files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+        yield Package(folder, sum(files.values()), files)
+
+
+def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
+    """Ray's description of what a job needs. It can be read by all who see the job, so no secret may be in it."""
+    env: dict[str, Any] = {
+        "working_dir": str(package.folder),
+        "py_modules": [str(Path(rayft.__file__).parent)],
+        "excludes": ["__pycache__"],
+        "env_vars": {
+            "PYTHONUNBUFFERED": "1",
+            "RAY_JOB_STOP_SIGNAL": "SIGINT",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+        },
+    }
+    if environment == "install":
+        env["pip"] = {"packages": [f"{name}=={version(name)}" for name in PINNED if _is_installed(name)]}
+    return env
+
+
+def entrypoint(*arguments: str) -> str:
+    """The command line of a job. The shell that Ray starts it with becomes it, so that a stop's signal comes once."""
+    return shlex.join(["exec", "python", "-m", "rayft.cli", *arguments])
+
+
+def cluster_storage(storage: str) -> str:
+    """Where a job writes its run: a relative folder would be one of the job's own, which Ray deletes."""
+    return storage if is_remote(storage) or Path(storage).is_absolute() else f"~/{storage}"
+
+
+def _with_files(config: SweepConfig, folder: Path) -> SweepConfig:
+    """The sweep as a job in `folder` sees it, with all local files copied there."""
+    total = _Budget()
+    sources = {
+        split: _copied(getattr(config.data, split), split, folder, total)
+        for split in ("train", "validation", "test", "unlabeled")
+        if getattr(config.data, split) is not None
+    }
+    model = config.model
+    if Path(model).is_dir():
+        total.add(Path(model), "model")
+        _copy(Path(model), folder / "model")
+        model = "model"
+    return config.model_copy(update={"data": config.data.model_copy(update=sources), "model": model})
+
+
+class _Budget:
+    """Adds up what is to be sent."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def add(self, path: Path, key: str) -> None:
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        self._bytes += sum(file.stat().st_size for file in files)
+        if self._bytes > LIMIT_BYTES:
+            size, limit = self._bytes / 1e6, LIMIT_BYTES / 1e6
+            rule = f"with {path} there are {size:.0f} MB to send, and a job takes at most {limit:.0f} MB"
+            way_out = "put it on the Hub, or into a folder that all nodes see and submit from there with --no-files"
+            raise RunError([Fault(SWEEP_FILE, f"{rule}; {way_out}", key)])
+
+
+def _copied(source: Any, split: str, folder: Path, total: _Budget) -> Any:
+    """A split's source as the job sees it, whose files are copied below `folder`."""
+    if isinstance(source, float):  # a fraction of train
+        return source
+    names, faults = resolve_source(source, f"data.{split}")
+    if faults:
+        raise RunError(faults)
+    sent = []
+    for index, name in enumerate(names):
+        if name.startswith(HUB):
+            sent.append(name)
+            continue
+        path = Path(name).expanduser()
+        total.add(path, f"data.{split}")
+        place = Path("data") / split / f"{index}-{path.name}"
+        _copy(path, folder / place)
+        sent.append(str(place))
+    return sent if isinstance(source, list) or len(as_list(source)) != len(sent) else sent[0]
+
+
+def _copy(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, to)
+    else:
+        shutil.copy(path, to)
+
+
+def _is_installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
