@@ -11,7 +11,7 @@ import typer
 
 from rayft import __version__
 from rayft.cli_jobs import add_commands
-from rayft.cli_options import Overrides, RunAddress, SweepPath, located, run_name
+from rayft.cli_options import Overrides, RunAddress, SweepPath, located, run_name, shown_path
 from rayft.config import SweepConfig
 from rayft.errors import InterruptedSweep, RayftError, UserError
 from rayft.sweep_file import load_sweep
@@ -104,7 +104,7 @@ def export(
     from rayft.sweep.run_folder import RunFolder
 
     best, folder = export_trial(RunFolder.find(run), trial, to)
-    output_console().print(winner_table(best, Path(os.path.relpath(folder))))
+    output_console().print(winner_table(best, Path(shown_path(folder))))
 
 
 @app.command()
@@ -182,9 +182,9 @@ def _show(finished: "Finished") -> None:
     from rayft.report.tables import output_console, trials_table, winner_table
 
     console, search = output_console(), finished.config.search
-    run = finished.run.remote_address or os.path.relpath(finished.run.path)
+    run = finished.run.remote_address or shown_path(finished.run.path)
     console.print(trials_table(finished.records, search.metric, search.direction))
-    console.print(winner_table(finished.best, Path(os.path.relpath(finished.run.best))))
+    console.print(winner_table(finished.best, Path(shown_path(finished.run.best))))
     commands = [f"tensorboard {run}", f"trials {run}", f"resume {run} --trials {2 * search.trials}"]
     console.print("next:  " + "\n       ".join(f"rayft {command}" for command in commands))
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayft.cli_options import Overrides, SweepPath, located, run_name
+from rayft.cli_options import Overrides, SweepPath, located, run_name, shown_path
 from rayft.errors import UserError
 from rayft.sweep_file import load_sweep
 
@@ -126,7 +125,7 @@ def fetch(
     """Copies a run's study, TensorBoard events and best model to this machine."""
     from rayft.jobs.fetch import fetch_run
 
-    folder = os.path.relpath(fetch_run(run, address, to))
+    folder = shown_path(fetch_run(run, address, to))
     typer.echo(f"fetched {folder}; look at it with: rayft trials {folder}, rayft tensorboard {folder}")
 
 

@@ -41,3 +41,9 @@ def located(file: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise type(error)(locate(file, error.faults)) from None
+
+
+def shown_path(path: Path) -> str:
+    """A path as the user would type it."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

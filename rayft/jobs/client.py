@@ -1,7 +1,6 @@
 """Talks to a cluster's job server."""
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rayft.errors import ClusterError, Fault, InterruptedSweep, RunError, SweepFailedError
-from rayft.sweep.ray_environment import TOKEN
+from rayft.sweep.ray_environment import TOKEN, use_token
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 RUN_LINE = "run folder "
@@ -56,8 +55,7 @@ class JobServer:
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         _check(self.address)
-        if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.exists():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        use_token()
         from ray.job_submission import JobSubmissionClient
 
         self._client: Any = self._asked(lambda: JobSubmissionClient(self.address))
@@ -126,15 +124,6 @@ class JobServer:
     def delete(self, job_id: str) -> None:
         """Makes the cluster forget a job that has ended."""
         self._asked(lambda: self._client.delete_job(job_id))
-
-    def download_log(self, job_id: str, take: Callable[[bytes], None]) -> None:
-        """Hands over all that a job has printed, piece by piece."""
-        path = f"/api/v0/logs/file?submission_id={job_id}&lines=-1&timeout=600"
-        response = self._asked(lambda: self._client._do_request("GET", path, stream=True))
-        if response.status_code != 200:
-            raise ClusterError([Fault("--address", f"{self.address} gave no log: {response.text[:200]}")])
-        for piece in response.iter_content(1 << 20):
-            take(piece)
 
     def _job(self, job_id: str) -> Job:
         return _job(self._asked(lambda: self._client.get_job_info(job_id)))

@@ -61,7 +61,7 @@ def _fetch_from_node(server: JobServer, run: str, to: Path) -> Path:
         raise RunError([Fault(run, said[-1] if said else ended.message)])
     with tempfile.TemporaryFile() as file:
         receiver = Receiver(file.write)
-        server.download_log(job_id, receiver.take)
+        receiver.take(server.logs(ended).encode())
         if receiver.name is None or not receiver.is_complete:
             raise RunError([Fault(run, "came incomplete; try again")])
         file.seek(0)

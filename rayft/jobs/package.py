@@ -103,7 +103,7 @@ def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
 
 def entrypoint(*arguments: str) -> str:
     """The command line of a job. The shell that Ray starts it with becomes it, so that a stop's signal comes once."""
-    return shlex.join(["exec", "python", "-m", "rayft.cli", *arguments])
+    return shlex.join(["exec", "python", "-m", "rayft.jobs.run", *arguments])
 
 
 def cluster_storage(storage: str) -> str:

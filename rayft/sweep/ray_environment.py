@@ -53,8 +53,14 @@ def prepare(address: str | None) -> None:
     """
     for name, value in (SETTINGS if address else SETTINGS | ALLOCATOR).items():
         os.environ.setdefault(name, value)
-    if address is not None and TOKEN.exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does so by itself only for a cluster that it starts
+    if address is not None:
+        use_token()
+
+
+def use_token() -> None:
+    """Has Ray use the token that there is, which it does by itself only for a cluster that it starts."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def protect_token() -> None:

@@ -4,6 +4,7 @@ import gc
 import logging
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -168,7 +169,9 @@ class TrialWorker:
         self._run = RunFolder.at(spec.run)
         obtain_data(self._run)
         self._data = data = EncodedData.open(self._run.encoded)
-        self._base = load_model(spec.model, data.label_names, data.pad_token_id, spec.seed).to(workers.device)
+        self._base = load_model(model_here(spec.model), data.label_names, data.pad_token_id, spec.seed).to(
+            workers.device
+        )
         self._layers = map_layers(self._base)
         self._acceleration = self._accelerate(spec)
         self._trial: int | None = None
@@ -268,6 +271,12 @@ class TrialWorker:
             tuning.resume(self._run.checkpoint(trial, max(checkpoints.digests)))
             logger.info("trial %d goes on from epoch %d", trial, tuning.epoch)
         self._trial, self._tuning, self._checkpoints = trial, tuning, checkpoints
+
+
+def model_here(model: str) -> str:
+    """The model on this node: one that was sent with a job is in the job's folder, where Ray starts its workers."""
+    sent = Path.cwd() / Path(model).name
+    return str(sent) if Path(model).is_absolute() and not Path(model).exists() and sent.is_dir() else model
 
 
 def obtain_data(run: RunFolder) -> None:
