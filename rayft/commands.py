@@ -64,7 +64,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
             with mirrored(run) as watchers:
                 return _run(config, run, address, progress, watchers, splits)
         except UserError:
-            if not SweepStudy.of_run(run, config).records():
+            if not _has_trials(run, config):
                 run.discard("")
             raise
 
@@ -215,6 +215,13 @@ def _run(
         progress.stop()
         logging.getLogger("rayft").removeHandler(handler)
         handler.close()
+
+
+def _has_trials(run: RunFolder, config: SweepConfig) -> bool:
+    try:
+        return bool(SweepStudy.of_run(run, config).records())
+    except UserError:  # there is no study, which may be what was wrong
+        return False
 
 
 def _why_nothing_won(records: list[TrialRecord]) -> str:

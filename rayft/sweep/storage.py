@@ -14,7 +14,7 @@ from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Delete, Insert, bindparam
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from rayft.errors import SWEEP_FILE, ConfigError, Fault
 
@@ -264,5 +264,11 @@ def _open_database(url: str) -> RDBStorage:
     try:
         return RDBStorage(url, engine_kwargs={"connect_args": connect})
     except (ImportError, ArgumentError, NoSuchModuleError) as error:  # a driver that isn't installed, or no URL at all
+        driver = "; for postgresql://, pip install 'rayft[postgresql]'" if isinstance(error, ImportError) else ""
+        reason = str(error).splitlines()[0] + driver
+        raise ConfigError([Fault(SWEEP_FILE, f"can't be opened: {reason}", "search.study")]) from None
+    except OperationalError as error:
+        if url.startswith("sqlite"):  # a file in the run folder
+            raise
         reason = str(error).splitlines()[0]
         raise ConfigError([Fault(SWEEP_FILE, f"can't be opened: {reason}", "search.study")]) from None
