@@ -233,8 +233,13 @@ def _why_nothing_won(records: list[TrialRecord]) -> str:
     return "no trial has a checkpoint"
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A disk that is full shows where results are written; logging would print a traceback for each line."""
+
+
 def _log_to(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("rayft")
     package.setLevel(logging.INFO)

@@ -139,7 +139,8 @@ class FineTuning:
             self._lr_scheduler.step()
             self._finished_steps += 1
         train_loss, curve, samples_per_second, padding = log.finish()
-        metrics = self.evaluate(self._data.validation)
+        # Numbers of numpy's can't be written to every record.
+        metrics = {name: float(value) for name, value in self.evaluate(self._data.validation).items()}
         check_finite(metrics, epoch, self._finished_steps)
         seconds = time.perf_counter() - started
         self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, samples_per_second, padding))

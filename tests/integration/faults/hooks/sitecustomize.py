@@ -98,7 +98,7 @@ def strange_metrics(compute: Any) -> Any:
         nonlocal calls
         import numpy as np
 
-        values = [np.nan, np.inf, -np.inf, np.float32(0.5), np.float64("nan"), "missing", None, "high"]
+        values = [np.nan, np.inf, -np.inf, np.float32(0.0), np.float64("nan"), "missing", None, "high"]
         metrics = compute(*args, **kwargs)
         if calls < len(values):
             metrics["accuracy"] = values[calls]
