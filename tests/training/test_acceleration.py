@@ -89,7 +89,7 @@ def test_auto_is_bfloat16_only_if_all_workers_gain(
     products_take: Seconds, own: float, other: int, expected: torch.dtype | None
 ) -> None:
     products_take(1.0, own)
-    assert choose_autocast("auto", OneOfTwo(0, 2, ALONE.device, other)) == expected
+    assert choose_autocast("auto", OneOfTwo(0, 2, ALONE.device, other=other)) == expected
 
 
 def test_auto_on_this_machine_is_what_was_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
