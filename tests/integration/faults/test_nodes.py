@@ -125,17 +125,17 @@ def test_a_lost_node_costs_no_result(
     assert struck.outcome(name) == calm
 
 
-@pytest.mark.fault("ASHA's stops leave nothing behind", count=25)
+@pytest.mark.fault("ASHA's stops leave nothing behind", count=20)
 def test_nothing_is_left_behind_by_stopped_trials(struck: Struck, cluster: Cluster) -> None:
     name = f"many-{len(cluster.env)}-{os.getpid()}-{cluster.address.rpartition(':')[2]}"
-    search = {"trials": 40, "seed": 3, "sampler": "random"}
+    search = {"trials": 40, "seed": 3, "sampler": "random", "metric": "loss"}  # which has no ties
     struck.project.write_sweep(name, **{**SWEEP, "search": search, "cluster": {"concurrent_trials": 2}})
     process = struck.start("sweep", f"{name}.yaml", "--address", cluster.address)
     wait_for_line(process, "trial 0 epoch 1")
     status, output = struck.finish(process)
     assert status == 0, output
     states = [trial["state"] for trial in struck.project.trials(name)]
-    assert states.count("pruned") >= 25
+    assert states.count("pruned") >= 20
     env = {**cluster.env, "HOME": os.environ["HOME"]}
     command = [sys.executable, "-c", LEFT_BEHIND, cluster.address]
     printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
