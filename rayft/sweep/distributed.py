@@ -93,8 +93,7 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
         # Tune insists on some resource; the workers hold the CPUs and GPUs, so a trial takes a byte of memory.
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
         tune_config=tune.TuneConfig(
-            # A trial that lost its group counts once more when it goes on in another; the searcher says when to end.
-            num_samples=searcher.remaining + groups,
+            num_samples=-1,  # a trial counts once more each time it is handed out again; the searcher says when to end
             search_alg=searcher,
             scheduler=scheduler,
             reuse_actors=True,
@@ -107,7 +106,8 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
             verbose=0,
             stop=stopper,
             callbacks=[recorder],
-            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+            # Tune takes up a trial whose actor died while it ran, but not while it was being given to the trial.
+            failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
     try:

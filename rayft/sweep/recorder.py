@@ -1,6 +1,7 @@
 """Writes what happens to the study, and tells those who watch."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
 
     def __init__(self, sweep: OpenSweep, searcher: StudySearcher) -> None:
         self._mode = sweep.config.search.direction
+        self._max_failures = sweep.config.cluster.max_failures
+        self._lost_actors: Counter[int] = Counter()
         self._run = sweep.run
         self._study = sweep.study
         self._watchers = sweep.watchers
@@ -73,12 +76,15 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
                 self._ended(slot, self._study.finish(number))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's actor was lost more often than `cluster.max_failures` allows."""
+        """A trial's actor was lost; the trial goes on with a new one, `cluster.max_failures` times."""
+        slot, number = trial.config["slot"], trial.config["assignment"].trial
         with self._stopping_on_error():
-            number = trial.config["assignment"].trial
             logger.error("trial %d lost its actor: %s", number, trial.get_error())
-            record = self._study.fail(number, "infrastructure", "the trial's actor was lost")
-            self._ended(trial.config["slot"], record)
+            self._lost_actors[number] += 1
+            if self._lost_actors[number] > self._max_failures:
+                self._ended(slot, self._study.fail(number, "infrastructure", "the trial's actor was lost"))
+            else:
+                self._searcher.hand_out_again(slot, number)
 
     @contextmanager
     def _stopping_on_error(self) -> Iterator[None]:

@@ -79,6 +79,13 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
         self.remaining += 1
         return bool(self._free_slots or self._running)
 
+    def hand_out_again(self, slot: int, number: int) -> None:
+        """A trial lost its actor, not its slot, where an epoch of it may be under way: it comes next, and there."""
+        self._running.remove(slot)
+        self._free_slots.insert(0, slot)
+        self._unfinished.insert(0, number)
+        self.remaining += 1
+
     def _configure(self, number: int, params: dict[str, Any], reported: int) -> dict[str, Any]:
         slot = self._free_slots.pop(0)
         self._running.add(slot)

@@ -144,12 +144,32 @@ def test_a_failure_is_on_record_with_its_reason_and_in_the_log_with_its_tracebac
     assert one.kept() == []
 
 
-def test_a_lost_actor_is_no_fault_of_the_search(make_sweep: MakeSweep) -> None:
+def test_a_trial_that_lost_its_actor_goes_on_in_its_slot(make_sweep: MakeSweep) -> None:
+    """Whatever the actor was doing: Tune itself gives up a trial that was only being given to its actor."""
     one = make_sweep()
-    trial = one.start()
+    other, trial = one.start(), one.start()
+    one.epoch(trial, 1, 0.5)
+    one.epoch(other, 1, 0.5)
+    one.end(other)
     one.recorder.on_trial_error(0, [], trial)
+
+    again = one.start()
+    assert (again.config["slot"], again.config["assignment"]) == (trial.config["slot"], trial.config["assignment"])
+    assert again.config["reported"] == 1
+    one.epoch(again, 2, 0.6)
+    assert one.study.record(1).values == {1: 0.5, 2: 0.6}
+    assert one.start().config["assignment"].trial == 2
+
+
+def test_a_trial_that_loses_actor_after_actor_fails_and_is_no_fault_of_the_search(make_sweep: MakeSweep) -> None:
+    one = make_sweep()
+    for _ in range(CONFIG.cluster.max_failures + 1):
+        trial = one.start()
+        assert trial.config["assignment"].trial == 0
+        one.recorder.on_trial_error(0, [], trial)
     (frozen,) = one.study._study.get_trials()
     assert (one.study.record(0).state, frozen.state.name) == ("failed", "FAIL")
+    assert one.start().config["assignment"].trial == 1
 
 
 def test_an_interrupted_trial_stays_open(make_sweep: MakeSweep) -> None:

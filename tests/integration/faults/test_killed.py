@@ -61,14 +61,37 @@ def test_a_killed_worker_costs_at_most_its_epoch(struck: Struck, calm: dict[str,
     assert struck.epochs <= trained(calm) + 1
 
 
+ACTOR_POINTS = {
+    "before its first epoch": "rayft.sweep.trial:Trial.step:before:1",
+    "while it is given its next trial": "rayft.sweep.trial:Trial.reset_config:before:2",
+}
+
+
 @pytest.mark.fault("trial actor SIGKILL")
-def test_a_killed_trial_actor_costs_no_epoch(struck: Struck, calm: dict[str, Any], repeat: int) -> None:
+def test_a_trial_actor_killed_while_epochs_are_trained_costs_none(
+    struck: Struck, calm: dict[str, Any], repeat: int
+) -> None:
     name = f"actor-{repeat}"
     struck.project.write_sweep(name, **SWEEP)
     process = struck.start("sweep", f"{name}.yaml")
     wait_for_line(process, "trial 0 epoch 1")
     actor = wait_for(lambda: [child for child in descendants(process) if "Trial" in title(child)], process)
     actor[0].kill()
+    status, output = struck.finish(process)
+    assert status == 0, output
+    assert struck.outcome(name) == calm
+    assert struck.epochs == trained(calm)
+
+
+@pytest.mark.fault("trial actor SIGKILL")
+@pytest.mark.parametrize("point", ACTOR_POINTS)
+def test_a_trial_actor_killed_at_a_point_costs_no_epoch(
+    struck: Struck, calm: dict[str, Any], point: str, repeat: int
+) -> None:
+    name = f"{point.replace(' ', '-')}-{repeat}"
+    struck.project.write_sweep(name, **SWEEP)
+    process = struck.start("sweep", f"{name}.yaml", at=ACTOR_POINTS[point])
+    psutil.Process(struck.wait(process)).kill()
     status, output = struck.finish(process)
     assert status == 0, output
     assert struck.outcome(name) == calm
