@@ -19,6 +19,7 @@ from rayft.cache_folder import cache_folder
 from rayft.data.encode import EncodedData
 from rayft.errors import RayftError
 from rayft.models.layers import map_layers
+from rayft.models.linear import use_onednn
 from rayft.models.load import load_model
 from rayft.models.prefix_cache import PrefixCache
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupSpec, TrialFailed
@@ -26,7 +27,7 @@ from rayft.sweep.ranking import FailureKind
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.trial_checkpoints import TrialCheckpoints
 from rayft.sweep.watchdog import Watchdog
-from rayft.training.acceleration import Acceleration, choose_autocast
+from rayft.training.acceleration import Acceleration, choose_autocast, choose_onednn
 from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
 from rayft.training.loop import FineTuning
 from rayft.training.results import EpochResult
@@ -241,6 +242,9 @@ class TrialWorker:
 
     def _accelerate(self, spec: GroupSpec) -> Acceleration:
         autocast = choose_autocast(spec.precision, self.workers)
+        if choose_onednn(Acceleration(autocast, compiled=spec.compiled), self.workers):
+            use_onednn(self._base)
+            logger.info("products in float32 are left to oneDNN, which was measured to be faster here")
         cache = None
         if spec.cache_bytes:
             folder, device = cache_folder("prefix"), self.workers.device

@@ -1,6 +1,7 @@
 """How a worker group computes: what makes training faster without changing what it computes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayft.config import Precision
+from rayft.models import linear
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_cache import PrefixCache
 from rayft.training.workers import Workers
 
 WORTHWHILE = 1.2
-"""How many times faster bfloat16 must be to be chosen, since it also rounds."""
+"""How many times faster a way to compute must be to be chosen: bfloat16 also rounds, and no measurement is exact."""
 RECOMPILE_LIMIT = 256
 """Beyond its own 8, which is two values of dropout, torch gives up without a word and runs what is new uncompiled."""
 
@@ -47,26 +49,52 @@ def choose_autocast(precision: Precision, workers: Workers) -> torch.dtype | Non
         return None
     if precision == "bf16":
         return torch.bfloat16
-    gains = torch.tensor(int(_gains_from_bfloat16(workers.device)), device=workers.device)
-    return torch.bfloat16 if int(workers.sum(gains)) == workers.world_size else None
+    return torch.bfloat16 if _all_gain(_gains_from_bfloat16(workers.device), workers) else None
+
+
+def choose_onednn(acceleration: Acceleration, workers: Workers) -> bool:
+    """Whether float32 products are left to oneDNN, the same on all workers of a group.
+
+    They are where all of the group's processors are faster with it, which is measured. `torch.compile` has its own.
+    """
+    if acceleration.autocast is not None or acceleration.compiled or workers.device.type != "cpu":
+        return False
+    return _all_gain(_gains_from_onednn(), workers)
+
+
+def _all_gain(gains: bool, workers: Workers) -> bool:
+    return int(workers.sum(torch.tensor(int(gains), device=workers.device))) == workers.world_size
 
 
 def _gains_from_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, the first with tensor cores for it
-    # A block's widest product in a small encoder, for a batch of some hundred tokens.
-    inputs, weights = torch.ones(256, 384, device=device), torch.ones(1536, 384, device=device)
-    full = _fastest(inputs, weights)
-    return full > WORTHWHILE * _fastest(inputs.bfloat16(), weights.bfloat16())
+    inputs, weights = _usual_product()
+    full = _fastest(functional.linear, inputs, weights)
+    if linear.is_available():
+        full = min(full, _fastest(linear.product, inputs, weights))
+    return full > WORTHWHILE * _fastest(functional.linear, inputs.bfloat16(), weights.bfloat16())
 
 
-def _fastest(inputs: Tensor, weights: Tensor, times: int = 5) -> float:
+def _gains_from_onednn() -> bool:
+    if not linear.is_available():
+        return False
+    inputs, weights = _usual_product()
+    return _fastest(functional.linear, inputs, weights) > WORTHWHILE * _fastest(linear.product, inputs, weights)
+
+
+def _usual_product() -> tuple[Tensor, Tensor]:
+    """A block's widest in a small encoder, for a batch of some hundred tokens."""
+    return torch.ones(256, 384), torch.ones(1536, 384)
+
+
+def _fastest(compute: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, weights: Tensor, times: int = 9) -> float:
     """Seconds of the fastest of some products, after one that warms up."""
-    functional.linear(inputs, weights)
+    compute(inputs, weights)
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
-        functional.linear(inputs, weights)
+        compute(inputs, weights)
         seconds.append(time.perf_counter() - started)
     return min(seconds)
 

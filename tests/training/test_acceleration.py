@@ -1,7 +1,7 @@
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,16 @@ from torch._dynamo.utils import counters
 
 from rayft.config import STRATEGIES, Hyperparameters, StrategyName
 from rayft.data.encode import EncodedData
+from rayft.models import linear
 from rayft.training import acceleration
-from rayft.training.acceleration import PLAIN, WORTHWHILE, Acceleration, choose_autocast, compile_blocks
+from rayft.training.acceleration import (
+    PLAIN,
+    WORTHWHILE,
+    Acceleration,
+    choose_autocast,
+    choose_onednn,
+    compile_blocks,
+)
 from rayft.training.checkpoint import read_checkpoint
 from rayft.training.forward import Forward
 from rayft.training.loop import FineTuning
@@ -24,7 +32,7 @@ from tests.training.conftest import ALONE, LABEL_NAMES, hyperparameters
 LOW = Acceleration(torch.bfloat16)
 COMPILED = Acceleration(compiled=True)
 
-Seconds = Callable[[float, float], None]
+Seconds = Callable[..., None]
 
 
 def trial_of(data: EncodedData, hp: Hyperparameters, chosen: Acceleration) -> FineTuning:
@@ -41,13 +49,18 @@ def losses(trial: FineTuning) -> list[float]:
 
 @pytest.fixture
 def products_take(monkeypatch: pytest.MonkeyPatch) -> Seconds:
-    """`products_take(full, low)`: how long this machine's processor needs in float32 and in bfloat16."""
+    """`products_take(full, low)`: how long this machine's processor needs in float32 and in bfloat16.
 
-    def set_seconds(full: float, low: float) -> None:
+    `onednn` is how long oneDNN needs in float32; as long as torch by itself if not given.
+    """
+
+    def set_seconds(full: float, low: float = 1.0, onednn: float | None = None) -> None:
         seconds = {torch.float32: full, torch.bfloat16: low}
 
-        def fastest(inputs: Tensor, weights: Tensor) -> float:
+        def fastest(compute: Any, inputs: Tensor, weights: Tensor) -> float:
             assert inputs.dtype == weights.dtype
+            if compute is linear.product and onednn is not None:
+                return onednn
             return seconds[inputs.dtype]
 
         monkeypatch.setattr(acceleration, "_fastest", fastest)
@@ -82,6 +95,28 @@ def test_auto_is_bfloat16_where_the_processor_gains_from_it(
     assert choose_autocast("auto", ALONE) == expected
 
 
+def test_auto_compares_bfloat16_with_the_faster_way_to_compute_in_float32(products_take: Seconds) -> None:
+    products_take(1.0, 0.5, onednn=0.5)
+    assert choose_autocast("auto", ALONE) is None
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, True), (0.99 / WORTHWHILE, True), (1.0, False), (3.0, False)])
+def test_onednn_gets_the_products_that_it_is_faster_at(products_take: Seconds, seconds: float, expected: bool) -> None:
+    products_take(1.0, onednn=seconds)
+    assert choose_onednn(PLAIN, ALONE) == expected
+    assert not choose_onednn(PLAIN, OneOfTwo(0, 2, ALONE.device, other=0)), "the other worker doesn't gain"
+    assert choose_onednn(PLAIN, OneOfTwo(0, 2, ALONE.device, other=1)) == expected
+
+
+@pytest.mark.parametrize("chosen", [LOW, COMPILED, "a GPU"], ids=str)
+def test_onednn_is_for_float32_on_a_cpu(products_take: Seconds, chosen: Any) -> None:
+    products_take(1.0, onednn=0.1)
+    workers = ALONE
+    if chosen == "a GPU":
+        chosen, workers = PLAIN, replace(ALONE, device=torch.device("cuda"))
+    assert not choose_onednn(chosen, workers)
+
+
 @pytest.mark.parametrize(
     ("own", "other", "expected"), [(0.5, 1, torch.bfloat16), (0.5, 0, None), (2.0, 1, None), (2.0, 0, None)]
 )
@@ -95,9 +130,10 @@ def test_auto_is_bfloat16_only_if_all_workers_gain(
 def test_auto_on_this_machine_is_what_was_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real, measured = acceleration._fastest, {}
 
-    def fastest(inputs: Tensor, weights: Tensor) -> float:
-        measured[inputs.dtype] = real(inputs, weights)
-        return measured[inputs.dtype]
+    def fastest(compute: Any, inputs: Tensor, weights: Tensor) -> float:
+        seconds = real(compute, inputs, weights)
+        measured[inputs.dtype] = min(seconds, measured.get(inputs.dtype, math.inf))
+        return seconds
 
     monkeypatch.setattr(acceleration, "_fastest", fastest)
     found = choose_autocast("auto", ALONE)
@@ -146,6 +182,27 @@ def test_training_under_autocast_rounds_products_and_keeps_weights_in_float32(
     assert losses(low) != losses(full)
     assert losses(low) == pytest.approx(losses(full), rel=0.02)
     assert low.history[0].metrics["loss"] == pytest.approx(full.history[0].metrics["loss"], rel=0.02)
+
+
+@pytest.mark.skipif(not linear.is_available(), reason="this build of torch is without oneDNN")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_with_onednn_gives_the_same_step_by_step(
+    data_with_unlabeled: EncodedData, monkeypatch: pytest.MonkeyPatch, strategy: StrategyName
+) -> None:
+    plain = trial_of(data_with_unlabeled, hyperparameters(strategy), PLAIN)
+    monkeypatch.setattr(linear, "NARROWEST", 1)  # the tiny model has nothing wide
+    base = tiny_model("bert", len(LABEL_NAMES))
+    linear.use_onednn(base)
+    hp = hyperparameters(strategy)
+    faster = FineTuning(base, tiny_layers("bert"), data_with_unlabeled, hp, epochs=2, seed=0, workers=ALONE)
+    for trial in (plain, faster):
+        trial.train_epoch()
+        trial.train_epoch()
+
+    assert any(isinstance(module, linear.OneDnnLinear) for module in faster._model.modules())
+    assert losses(faster) == pytest.approx(losses(plain), rel=1e-4)
+    expected, found = plain.trained_model().state_dict(), faster.trained_model().state_dict()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("chosen", "precision"), [(PLAIN, "fp32"), (LOW, "bf16")])
