@@ -139,7 +139,7 @@ def test_a_signal_ends_a_sweep_that_can_be_resumed(
 @pytest.mark.fault("resumed against uninterrupted")
 @pytest.mark.parametrize("seed", range(10))
 def test_a_resumed_sweep_is_the_uninterrupted_one(struck: Struck, seed: int, request: pytest.FixtureRequest) -> None:
-    if seed >= 3 * request.config.getoption("fault_repeats"):
+    if seed >= 10 / 3 * request.config.getoption("fault_repeats"):
         pytest.skip(f"seed {seed} is for more repeats")
     sweep = {**SWEEP, "search": {"trials": 4, "seed": 100 + seed}}
     struck.project.write_sweep(f"whole-{seed}", **sweep)
