@@ -18,11 +18,6 @@ from rayft.sweep.ray_environment import protect_token
 
 CONNECT_SECONDS = 10.0
 
-_RAY = ThreadPoolExecutor(1, "ray")
-"""Where Ray is started and ended: on the main thread it would put up a SIGTERM handler of its own, which exits in
-mid-sweep, and the main thread has seconds of imports to do meanwhile. Ray's processes die with the thread that started
-them, so it stays."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -59,38 +54,35 @@ def connected(address: str | None, meanwhile: Callable[[], object] = lambda: Non
         raise ClusterError([Fault("--address", f"{rule}, but got {address!r}")])
     if address is not None:
         _check_reachable(address)
-    started = _RAY.submit(_start, address)
-    meanwhile()
-    try:
-        started.result()
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
-        raise ClusterError([Fault("--address", rule)]) from None
-    rays = logging.getLogger("ray")
-    screen, rays.handlers = rays.handlers, logging.getLogger("rayft").handlers  # what Ray says is for the run's log
-    try:
-        protect_token()
-        yield
-    except BaseException as error:
-        _RAY.submit(_end, screen).result()
-        if not isinstance(error, RayError):
-            raise
-        logger.exception("Ray failed")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
-    # That takes a second, in which the sweep can go on; the interpreter's end waits for it, and so does a new start.
-    _RAY.submit(_end, screen)
+    # Not on the main thread, where Ray would put up a SIGTERM handler of its own, which exits in mid-sweep; and the
+    # main thread has seconds of imports to do meanwhile. Ray's processes die with the thread that started them, so it
+    # stays.
+    with ThreadPoolExecutor(1, "ray") as starter:
+        started = starter.submit(_start, address)
+        meanwhile()
+        try:
+            started.result()
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+            rule = f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}"
+            raise ClusterError([Fault("--address", rule)]) from None
+        rays = logging.getLogger("ray")
+        screen, rays.handlers = rays.handlers, logging.getLogger("rayft").handlers  # what Ray says is for the run's log
+        try:
+            protect_token()
+            yield
+        except RayError as error:
+            logger.exception("Ray failed")
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise SweepFailedError(f"Ray failed: {reason}; the run can be resumed") from None
+        finally:
+            ray.shutdown()
+            rays.handlers = screen
 
 
 def _start(address: str | None) -> None:
     # "local" and not None: a stale /tmp/ray/ray_current_cluster would be joined otherwise.
     local = {} if address else {"num_cpus": cpu_count(), "include_dashboard": False}
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-
-
-def _end(screen: list[logging.Handler]) -> None:
-    ray.shutdown()
-    logging.getLogger("ray").handlers = screen
 
 
 def _check_reachable(address: str) -> None:

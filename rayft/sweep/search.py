@@ -58,8 +58,8 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 meanwhile=lambda: _check_and_encode(config, run, splits),
                 is_over=lambda: interruption.requested or time.monotonic() > deadline,
             )
-            if interruption.requested:
-                raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.address}")
+    if interruption.requested:
+        raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.address}")
     for record in sweep.study.records():
         if record.state == "running":
             sweep.study.finish(record.number, reason="stopped by search.time_limit")

@@ -9,7 +9,7 @@ import ray
 
 from rayft.config import ClusterConfig
 from rayft.errors import ClusterError
-from rayft.sweep import cluster, ray_environment
+from rayft.sweep import ray_environment
 from rayft.sweep.cluster import Placement, connected, plan
 
 LAPTOP = [{"CPU": 8.0, "memory": 1e10}]
@@ -117,12 +117,7 @@ class FakeRay:
         self.given, self.is_up = given, True
 
     def _shutdown(self) -> None:
-        assert threading.current_thread() is self.thread
         self.is_up = False
-
-    def wait(self) -> None:
-        """Waits until what goes on in the background is done."""
-        cluster._RAY.submit(lambda: None).result()
 
 
 def test_sigterm_stays_with_the_sweep_where_rays_init_takes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,7 +130,6 @@ def test_sigterm_stays_with_the_sweep_where_rays_init_takes_it(monkeypatch: pyte
             assert fake.is_up
             os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.requested
-    fake.wait()
     assert not fake.is_up
 
 
@@ -146,27 +140,7 @@ def test_the_thread_that_started_ray_lives_as_long_as_ray(monkeypatch: pytest.Mo
     with connected(None, meanwhile=lambda: seen.append(threading.current_thread())):
         assert fake.thread.is_alive()
     assert seen == [threading.main_thread()]
-    assert fake.thread.is_alive(), "Ray is ended by the thread that started it"
-
-
-def test_the_sweep_goes_on_while_ray_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    fake, goes_on = FakeRay(monkeypatch), threading.Event()
-    real = ray.shutdown
-
-    def shutdown() -> None:
-        assert goes_on.wait(60)
-        real()
-
-    monkeypatch.setattr(ray, "shutdown", shutdown)
-    with connected(None):
-        pass
-    assert fake.is_up
-    goes_on.set()
-    with connected(None):  # a new start waits for the end
-        assert fake.is_up
-    fake.wait()
-    assert not fake.is_up
+    assert not fake.thread.is_alive()
 
 
 def test_a_cluster_that_does_not_answer_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
