@@ -225,6 +225,7 @@ def search_optuna(job: Job) -> tuple[list[dict[str, Any]], float]:
         direction="maximize",
         backend="optuna",
         sampler=optuna.samplers.GridSampler({"index": numbers}, seed=job.seed),
+        pruner=optuna.pruners.NopPruner(),  # which trials stop early is the job's to say; Optuna's default would too
         storage=storage,
         study_name="hps",
     )

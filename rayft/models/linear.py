@@ -32,12 +32,19 @@ class OneDnnLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.Linear`."""
-        if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if not _is_onednns(input):
             return functional.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
             return product(input.contiguous(), self.weight, self.bias)
-        result: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return result
+        # As one matrix: of more dimensions it would be a view made in the function, which nobody may write to.
+        rows = input.reshape(-1, self.in_features)
+        result: Tensor = _Linear.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return result.view(*input.shape[:-1], self.out_features)
+
+
+def _is_onednns(input: Tensor) -> bool:
+    is_full = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return is_full and input.device.type == "cpu" and input.numel() > 0
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -49,21 +56,21 @@ def use_onednn(model: nn.Module) -> None:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        inputs = inputs.contiguous()
-        ctx.save_for_backward(inputs, weight)
-        return product(inputs, weight, bias)
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = rows.contiguous()
+        of_rows, of_weight, _ = ctx.needs_input_grad
+        # What a frozen weight's gradient would need isn't kept for it.
+        ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
+        return product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        inputs, weight = ctx.saved_tensors
-        of_inputs, of_weight, of_bias = ctx.needs_input_grad
+        rows, weight = ctx.saved_tensors
         # As attention leaves it, oneDNN would take it for no matrix of a layout that it knows, and be slow.
         gradient = gradient.contiguous()
-        rows = gradient.reshape(-1, gradient.shape[-1])
         return (
-            product(gradient, weight.t()) if of_inputs else None,
-            product(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t()) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            None if weight is None else product(gradient, weight.t()),
+            None if rows is None else product(gradient.t(), rows.t()),
+            gradient.sum(0) if ctx.needs_input_grad[2] else None,
         )

@@ -47,6 +47,39 @@ def test_matrices_may_lie_in_memory_in_any_order() -> None:
     assert_close(gradients(faster, inputs, gradient), gradients(plain, inputs, gradient), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5, 96), (2, 4, 96)])
+def test_outputs_may_be_written_to(shape: tuple[int, ...]) -> None:
+    """As Longformer does, for one."""
+    found = []
+    for layer in both():
+        inputs = torch.linspace(-1, 1, 96).expand(shape).clone().requires_grad_()
+        outputs = layer(inputs)
+        outputs /= 3
+        outputs.relu_()
+        outputs.sum().backward()
+        found.append([outputs, inputs.grad, layer.weight.grad, layer.bias.grad])
+    assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 96), (2, 0, 96)])
+def test_there_may_be_no_rows(shape: tuple[int, ...]) -> None:
+    _, faster = both()
+    outputs = faster(torch.empty(shape))
+    assert outputs.shape == (*shape[:-1], 160)
+    outputs.sum().backward()
+    assert faster.weight.grad is not None and not faster.weight.grad.any()
+
+
+def test_a_frozen_layer_keeps_no_inputs_for_the_backward_pass() -> None:
+    _, faster = both()
+    faster.requires_grad_(False)
+    inputs = torch.randn(5, 96, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        faster(inputs)
+    assert [tensor.shape for tensor in kept] == [faster.weight.shape]
+
+
 @pytest.mark.parametrize("trained", ["inputs", "weight", "bias"])
 def test_what_is_frozen_gets_no_gradient(trained: str) -> None:
     plain, faster = both()
