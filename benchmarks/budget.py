@@ -14,9 +14,9 @@ from benchmarks.runner import Arm, Run, run_arm
 
 ARMS = {
     "rayft": Arm("rayft"),
-    "hps-ray": Arm("hps", {"backend": "ray"}),
-    "random": Arm("expert", {"search": "random"}),
-    "top-k": Arm("expert", {"search": "top-k"}),
+    "hps-ray": Arm("hps", {"backend": "ray", "precision": "auto"}),
+    "random": Arm("expert", {"search": "random", "precision": "auto"}),
+    "top-k": Arm("expert", {"search": "top-k", "precision": "auto"}),
 }
 DRAWS = 1000
 """Configurations that the searches without Ray are given: more than there is time for."""

@@ -12,16 +12,22 @@ from benchmarks.runner import Arm, interleaved
 ARMS = {
     "rayft": Arm("rayft", {"training": {"precision": "fp32"}}),
     "rayft-auto": Arm("rayft", {"training": {"precision": "auto"}}),
-    "rayft-no-cache": Arm("rayft", {"training": {"cache": "off"}}),
-    "rayft-no-buckets": Arm("rayft", {"training": {"precision": "auto"}}, without="buckets"),
-    "rayft-sync-writes": Arm("rayft", {"training": {"precision": "auto"}}, without="background-writes"),
+    "rayft-no-cache": Arm("rayft", {"training": {"precision": "fp32", "cache": "off"}}),
+    "rayft-no-onednn": Arm("rayft", {"training": {"precision": "fp32"}}, without="onednn"),
+    "rayft-no-buckets": Arm("rayft", {"training": {"precision": "fp32"}}, without="buckets"),
+    "rayft-sync-writes": Arm("rayft", {"training": {"precision": "fp32"}}, without="background-writes"),
+    "rayft-cold-groups": Arm("rayft", {"training": {"precision": "fp32"}}, without="warm-groups"),
     "rayft-compile": Arm("rayft", {"training": {"compile": True}}),
     "hps-ray": Arm("hps", {"backend": "ray"}),
     "hps-ray-reuse": Arm("hps", {"backend": "ray", "reuse_actors": True}),
+    "hps-ray-auto": Arm("hps", {"backend": "ray", "precision": "auto"}),
     "hps-optuna": Arm("hps", {"backend": "optuna"}),
+    "hps-optuna-auto": Arm("hps", {"backend": "optuna", "precision": "auto"}),
     "documented": Arm("documented"),
     "expert": Arm("expert"),
     "expert-cached": Arm("expert", {"cached": True}),
+    "expert-cached-auto": Arm("expert", {"cached": True, "precision": "auto"}),
+    "expert-cached-onednn": Arm("expert", {"cached": True, "onednn": True}),
 }
 SMOKE_ROWS = {"train": 60, "validation": 40}
 
@@ -56,7 +62,10 @@ class Comparison:
 COMPARISONS = {
     "replay": Comparison(
         "replay: 8 fixed configurations, 2 epochs, no early stopping",
-        ("rayft", "rayft-auto", "hps-ray", "hps-optuna", "documented", "expert", "expert-cached"),
+        (
+            *("rayft", "rayft-auto", "hps-ray", "hps-ray-auto", "hps-optuna", "hps-optuna-auto", "documented"),
+            *("expert", "expert-cached", "expert-cached-auto", "expert-cached-onednn"),
+        ),
         workload.replay_configs(),
         epochs=2,
         targets=[
@@ -64,31 +73,49 @@ COMPARISONS = {
             Target("hps-ray", "rayft", 3.0),
             Target("hps-optuna", "rayft", 2.3),
             Target("documented", "rayft", 3.3),
+            Target("rayft-auto", "expert-cached", 1.0, at_most=True),
+            Target("rayft-auto", "expert-cached-auto", 1.15, at_most=True),
+            Target("hps-ray-auto", "rayft-auto", 3.0),
+            Target("hps-optuna-auto", "rayft-auto", 2.3),
+            Target("documented", "rayft-auto", 3.3),
         ],
     ),
     "short": Comparison(
         "short: 32 random configurations, at most 4 epochs, ASHA",
-        ("rayft", "rayft-auto", "hps-ray", "documented"),
+        ("rayft", "rayft-auto", "hps-ray", "hps-ray-auto", "documented"),
         workload.random_configs(32, seed=0),
         epochs=4,
         train_rows=200,
         validation_rows=200,
         early_stopping=True,
-        targets=[Target("documented", "rayft-auto", 8.0), Target("hps-ray", "rayft-auto", 4.0)],
+        targets=[
+            Target("documented", "rayft", 8.0),
+            Target("hps-ray", "rayft", 4.0),
+            Target("documented", "rayft-auto", 8.0),
+            Target("hps-ray-auto", "rayft-auto", 4.0),
+        ],
     ),
     "depth0": Comparison(
         "depth0: 4 configurations of full fine-tuning, 2 epochs",
-        ("rayft", "rayft-auto", "hps-ray", "hps-optuna"),
+        ("rayft", "rayft-auto", "hps-ray", "hps-ray-auto", "hps-optuna", "hps-optuna-auto"),
         workload.full_configs(),
         epochs=2,
-        targets=[Target("hps-ray", "rayft", 2.0), Target("hps-optuna", "rayft", 1.0)],
+        targets=[
+            Target("hps-ray", "rayft", 2.0),
+            Target("hps-optuna", "rayft", 1.0),
+            Target("hps-ray-auto", "rayft-auto", 2.0),
+            Target("hps-optuna-auto", "rayft-auto", 1.0),
+        ],
     ),
     "ablation": Comparison(
         "ablation: the replay with parts of rayft off",
-        ("rayft-auto", "rayft", "rayft-no-cache", "rayft-no-buckets", "rayft-sync-writes", "documented"),
+        (
+            *("rayft", "rayft-auto", "rayft-no-cache", "rayft-no-onednn", "rayft-no-buckets", "rayft-sync-writes"),
+            *("rayft-cold-groups",),
+        ),
         workload.replay_configs(),
         epochs=2,
-        bases=("rayft-auto",),
+        bases=("rayft",),
     ),
 }
 

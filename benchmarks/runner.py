@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,31 @@ def run_arm(arm: Arm, job: Job, folder: Path, timeout: float, seconds: float | N
             end_tree(process.pid)
             raise
     ended = time.time()
+    _wait_for_rest(folder)
     if status != 0 or not paths[1].exists():
         return Run(ended - started, error=f"exit status {status}: {last_words(Path(log.name))}")
     result = json.loads(paths[1].read_text(encoding="utf-8"))
     finished_at = result.pop("finished_at") or ended
     return Run(finished_at - started, result.pop("trials"), result)
+
+
+def _wait_for_rest(folder: Path) -> None:
+    """Waits for what an arm has left running, Ray's processes above all, and ends what stays: the next arm is alone."""
+    deadline = time.monotonic() + END_SECONDS
+    while (left := _processes_of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for process in left:
+        _send(process, "kill")
+
+
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """Those that have an arm's cache folder in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAYFT_CACHE") == str(folder / "cache"):
+                found.append(process)
+    return found
 
 
 def last_words(log: Path) -> str:

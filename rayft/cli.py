@@ -160,20 +160,24 @@ def main() -> None:
     except RayftError as error:
         typer.echo(f"rayft: {error}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:  # a folder that can't be written, storage that can't be reached
+        where = f": {error.filename}" if error.filename else ""
+        typer.echo(f"rayft: {error.strerror or error}{where}", err=True)
+        sys.exit(RayftError.exit_status)
     except KeyboardInterrupt:
         typer.echo("\ninterrupted; `rayft resume RUN` goes on with a run that has started", err=True)
         sys.exit(InterruptedSweep.exit_status)
 
 
 def _open_run(run: str) -> "tuple[SweepConfig, SweepStudy]":
-    from rayft.sweep.run_folder import RunFolder
+    from rayft.sweep.run_folder import ENVIRONMENT, RunFolder
     from rayft.sweep.study import STUDY_FILE, SweepStudy
 
     folder = RunFolder.find(run, "views")
     if folder.remote is not None:
         from rayft.sweep.mirror import fetch
 
-        fetch(folder.remote, folder.path, STUDY_FILE)
+        fetch(folder.remote, folder.path, STUDY_FILE, ENVIRONMENT)
     config = folder.config()
     return config, SweepStudy.of_run(folder, config)
 

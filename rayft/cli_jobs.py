@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayft.cli_options import Overrides, SweepPath, located, run_name, shown_path
-from rayft.errors import UserError
+from rayft.cli_options import Overrides, SweepPath, holds_secret, located, run_name, shown_path
+from rayft.errors import SWEEP_FILE, ClusterError, Fault, RayftError, RunError, UserError
 from rayft.sweep_file import load_sweep
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ ServerAddress = Annotated[
     str, typer.Option("--address", help="The cluster's job server, such as http://127.0.0.1:8265.", show_default=False)
 ]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id or the run's name.", show_default=False)]
+
+NO_SECRET = "must hold no credentials; the environment of the store's own tools may"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -43,10 +45,15 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Doesn't wait for the job to end.")] = False,
 ) -> None:
     """Runs a sweep as a job of a Ray cluster; Ctrl-C leaves it running."""
+    if resume is not None:
+        _check_resume(resume, {"--set": overrides, "--storage": storage, "--name": name})
     config = load_sweep(file, [*(overrides or []), *([f"storage={json.dumps(storage)}"] if storage else [])])
     run = run_name(file.stem if name is None else name)
     if environment not in ("install", "cluster"):
         raise typer.BadParameter(f"must be install or cluster, but got {environment!r}", param_hint="--environment")
+    with located(file):
+        if holds_secret(config.storage):  # all who see the job could read it
+            raise RunError([Fault(SWEEP_FILE, NO_SECRET, "storage")])
     from rayft.jobs import package
     from rayft.jobs.client import JobServer
 
@@ -129,6 +136,16 @@ def fetch(
     typer.echo(f"fetched {folder}; look at it with: rayft trials {folder}, rayft tensorboard {folder}")
 
 
+def _check_resume(run: str, others: dict[str, object]) -> None:
+    """Refuses what would be ignored, and a run's address that all who see the job must not read."""
+    rule = "can't be used with --resume, which goes on with the sweep that is in the run"
+    faults = [Fault(option, rule) for option, value in others.items() if value is not None and value != []]
+    if holds_secret(run):
+        faults.append(Fault("--resume", NO_SECRET))
+    if faults:
+        raise RunError(faults)
+
+
 def _follow(server: "JobServer", job: "Job") -> None:
     from rayft.jobs.client import raise_for
 
@@ -137,6 +154,9 @@ def _follow(server: "JobServer", job: "Job") -> None:
     except KeyboardInterrupt:
         typer.echo(f"\n{_come_back(job.id, server)}")
         return
+    except ClusterError as error:  # it answered a moment ago, so nothing is wrong with the input
+        rules = "; ".join(fault.rule for fault in error.faults)
+        raise RayftError(f"lost touch with job {job.id}: {rules}\n{_come_back(job.id, server)}") from None
     raise_for(ended, f"rayft logs {job.id} --address {server.address} --no-follow says how to go on")
 
 

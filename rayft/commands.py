@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserErro
 from rayft.export.verify import Verifier
 from rayft.report.progress import Progress
 from rayft.report.tensorboard import TrialEvents
-from rayft.sweep.mirror import mirrored
+from rayft.sweep.mirror import mirrored, publish_model
 from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.ranking import leaders
 from rayft.sweep.run_folder import RunFolder
@@ -60,11 +61,15 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
     run = RunFolder.create(config.storage, name, config)
     progress.note(f"run folder {run.address}")
     with run.lock():
+        is_ours = False  # another machine may have made a remote run of the same name at the same time
         try:
             with mirrored(run) as watchers:
+                is_ours = True
                 return _run(config, run, address, progress, watchers, splits)
         except UserError:
-            if not _has_trials(run, config):
+            if not is_ours:
+                shutil.rmtree(run.path, ignore_errors=True)
+            elif not _has_trials(run, config):
                 run.discard("")
             raise
 
@@ -141,7 +146,10 @@ def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[d
         run.obtain("encoded")
         folder = to or (run.best if is_winner else run.path / f"export-{trial.number}")
         with Verifier() as verifier:
-            return export_model(config, run.path, trial, folder.resolve(), verifier, score_test=is_winner), folder
+            exported = export_model(config, run.path, trial, folder.resolve(), verifier, score_test=is_winner)
+        if to is None:
+            publish_model(run, folder.name)
+        return exported, folder
 
 
 class _LastTrial:
@@ -165,7 +173,7 @@ class _LastTrial:
 def _export_winner(
     config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress, verifier: Verifier
 ) -> dict[str, Any]:
-    """Exports the winner to `best/`, unless it lies there already."""
+    """Exports the winner to `best/`, unless it lies there already; remote storage may lack it even then."""
     from rayft.export.model_folder import RECORD, export_model
 
     winner = find_winner(config, run, study)
@@ -173,11 +181,12 @@ def _export_winner(
     if record.exists():
         best: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         if (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
+            publish_model(run, run.best.name)
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
     run.obtain("encoded")
     exported = export_model(config, run.path, winner, run.best, verifier, score_test=True)
-    run.publish("best")
+    publish_model(run, run.best.name)
     return exported
 
 

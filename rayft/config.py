@@ -156,7 +156,10 @@ class SearchConfig(StrictModel):
     @field_validator("study")
     @classmethod
     def _holds_no_password(cls, url: str | None) -> str | None:
-        if url is not None and re.search(r"://[^/@]*:[^/]*@", url):  # it would lie in the run folder for all to read
+        # It would lie in the run folder for all to read. What SQLAlchemy takes for one may hold a slash.
+        if url is not None and (
+            re.search(r"://[^:/]*:[^@]*@", url) or re.search(r"[?&]\w*(password|passwd)=", url, re.I)
+        ):
             raise ValueError("must hold no password; the database's own environment variables or password file may")
         return url
 
@@ -212,6 +215,7 @@ class SweepConfig(StrictModel):
     """null lets every trial train to its end."""
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field("runs", min_length=1)
+    """A folder, or an address such as s3://BUCKET/PREFIX; credentials and endpoint come from the environment."""
 
     @property
     def strategies(self) -> list[StrategyName]:
@@ -228,6 +232,13 @@ class SweepConfig(StrictModel):
         if self.training.compile and "dropout" in self.search_space:
             return ["training.compile compiles anew, for some 10 s per worker, for each value of search_space.dropout"]
         return []
+
+    @field_validator("storage")
+    @classmethod
+    def _holds_no_credentials(cls, storage: str) -> str:
+        if re.match(r"\w+://[^/]*@", storage):
+            raise ValueError("must hold no credentials; the environment of the store's own tools may")
+        return storage
 
     @field_validator("search_space", mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayft import __version__, cli
+from rayft.cli_options import holds_secret
 from rayft.errors import SWEEP_FILE, DataError, Fault, InterruptedSweep, RayftError, SweepFailedError, VerificationError
 from tests.conftest import WORDS
 
@@ -151,6 +152,47 @@ def test_a_ray_client_address(folder: Path, model_folder: Callable[[str], Path])
     assert "--address: ray:// runs the sweep far from its run folder" in ended.stderr
     assert "but got 'ray://head:10001'" in ended.stderr
     assert not list(folder.glob("runs/*")), "a run folder of a sweep that never started"
+
+
+SECRET = "hunter2"
+NOWHERE = ["--address", "http://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize("storage", [f"s3://me:{SECRET}@bucket/runs", f"s3://me:a/{SECRET}@bucket/runs"])
+def test_a_secret_is_refused_before_anything_is_sent(storage: str, folder: Path) -> None:
+    (folder / "a.yaml").write_text(SWEEP)
+    (folder / "b.yaml").write_text(f"{SWEEP}storage: {storage}\n")
+    asked = (
+        ("storage: ", ["a.yaml", "--storage", storage]),
+        ("b.yaml:3: storage: ", ["b.yaml"]),
+        ("--resume: ", ["a.yaml", "--resume", f"{storage}/a"]),
+    )
+    for where, arguments in asked:
+        (fault,) = refused("submit", *arguments, *NOWHERE)
+        assert f"{where}must hold no credentials" in fault
+        assert SECRET not in fault
+
+
+def test_a_job_that_goes_on_with_a_run_takes_no_other_sweep(folder: Path) -> None:
+    (folder / "a.yaml").write_text(SWEEP)
+    others = ["--set", "search.trials=4", "--storage", "far", "--name", "b"]
+    faults = refused("submit", "a.yaml", "--resume", "~/runs/a", *others, *NOWHERE)
+    assert [fault.partition(": ")[0] for fault in faults] == ["--set", "--storage", "--name"]
+    assert all("can't be used with --resume" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("address", "has_secret"),
+    [
+        ("runs", False),
+        ("s3://bucket/me@home", False),
+        ("hdfs://head:8020/user@home", False),
+        ("s3://KEY:SEC/RET@bucket", True),
+        ("abfs+x://token@account/runs", True),
+    ],
+)
+def test_what_of_an_address_is_a_secret(address: str, has_secret: bool) -> None:
+    assert holds_secret(address) is has_secret
 
 
 def exit_status(arguments: list[str]) -> int:

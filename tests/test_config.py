@@ -520,11 +520,36 @@ def test_off_is_a_word_though_yaml_reads_it_as_false() -> None:
     assert TrainingConfig.model_validate({"cache": False}).cache == "off"
 
 
-def test_a_password_in_the_study_s_url_is_refused_and_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@host/name",
+        "postgresql://me:hunter/2@host/name",
+        "postgresql://host/name?user=me&password=hunter2",
+        "postgresql://host/name?sslpassword=hunter2",
+        "mysql://host/name?passwd=hunter2",
+    ],
+)
+def test_a_password_in_the_study_s_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        SearchConfig(study="postgresql://me:hunter2@host/name")
+        SearchConfig(study=url)
     assert "must hold no password" in caught.value.errors()[0]["msg"]
-    assert SearchConfig(study="postgresql://me@host:5432/name").study == "postgresql://me@host:5432/name"
+    assert "hunter" not in caught.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@host:5432/name", "postgresql://host/name?sslmode=require"])
+def test_a_study_s_url_may_name_a_user_and_options(url: str) -> None:
+    assert SearchConfig(study=url).study == url
+
+
+@pytest.mark.parametrize("storage", ["s3://KEY:hunter2@bucket/runs", "gs://hunter2@bucket"])
+def test_credentials_in_the_storages_address_are_refused_and_not_repeated(storage: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        sweep(storage=storage)
+    assert "must hold no credentials" in caught.value.errors()[0]["msg"]
+    assert "hunter" not in caught.value.errors()[0]["msg"]
+    for fine in ("s3://bucket/me@home", "runs", "some@folder"):
+        assert sweep(storage=fine).storage == fine
 
 
 def test_what_makes_compiling_slow_is_said() -> None:

@@ -36,7 +36,7 @@ from benchmarks.arms.job import (
     trial_result,
     write_result,
 )
-from benchmarks.arms.loop import Tuner, read_csv
+from benchmarks.arms.loop import Tuner, autocast_of, read_csv
 
 MANY_TRIALS = 10_000
 """More than any time budget allows."""
@@ -129,6 +129,7 @@ def arguments(job: Job) -> Arguments:
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=True,
+        bf16=autocast_of(job) is not None,
         seed=job.seed,
     )
 

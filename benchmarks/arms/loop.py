@@ -48,6 +48,16 @@ class Rows:
         return self.tokens[positions] * mask
 
 
+def autocast_of(job: Job) -> torch.dtype | None:
+    """The dtype of the job's matrix products, None for float32; `precision: auto` is what rayft would take here."""
+    if job.options.get("precision") != "auto":
+        return None
+    from rayft.training.acceleration import choose_autocast
+    from rayft.training.workers import Workers
+
+    return choose_autocast("auto", Workers(0, 1, torch.device("cpu")))
+
+
 def read_csv(path: str) -> tuple[list[str], list[str]]:
     """Texts and labels of a file with the header text,label."""
     with Path(path).open(encoding="utf-8", newline="") as file:
@@ -148,6 +158,11 @@ class Tuner:
         self.job = job
         self.splits, names = read_splits(job)
         self.model = load_model(job, len(names))
+        if job.options.get("onednn"):
+            from rayft.models.linear import use_onednn
+
+            use_onednn(self.model)
+        self._autocast = autocast_of(job)
         self.prefix: Prefix = LivePrefix(self.model)
         self._pretrained = {name: value.clone() for name, value in self.model.state_dict().items()}
 
@@ -204,11 +219,12 @@ class Tuner:
         return right / len(rows.labels)
 
     def _logits(self, rows: Rows, batch: Tensor, depth: int) -> Tensor:
-        hidden, attention = self.prefix(rows, batch, depth)
-        for block in self.model.bert.encoder.layer[depth:]:
-            hidden = block(hidden, attention)
-        logits: Tensor = self.model.classifier(self.model.dropout(self.model.bert.pooler(hidden)))
-        return logits
+        with torch.autocast("cpu", self._autocast, enabled=self._autocast is not None):
+            hidden, attention = self.prefix(rows, batch, depth)
+            for block in self.model.bert.encoder.layer[depth:]:
+                hidden = block(hidden, attention)
+            logits: Tensor = self.model.classifier(self.model.dropout(self.model.bert.pooler(hidden)))
+        return logits.float()
 
     def _frozen(self, depth: int) -> list[nn.Module]:
         bert = self.model.bert

@@ -21,8 +21,8 @@ from rayft.sweep_file import dump_sweep
 Environment = Literal["install", "cluster"]
 """Whether Ray installs the pinned packages on each node, or takes what the nodes have."""
 
-LIMIT_BYTES = 500_000_000
-"""Ray keeps what a job is sent with in the memory of the cluster's head, and takes no more than 512 MiB."""
+LIMIT_BYTES = 95_000_000
+"""Ray's job server takes no upload above 100 MiB. The rest is for the sweep file, and for what the zip file adds."""
 PINNED = (
     "accelerate",
     "datasets",
@@ -108,7 +108,7 @@ def entrypoint(*arguments: str) -> str:
 
 def cluster_storage(storage: str) -> str:
     """Where a job writes its run: a relative folder would be one of the job's own, which Ray deletes."""
-    return storage if is_remote(storage) or Path(storage).is_absolute() else f"~/{storage}"
+    return storage if is_remote(storage) or storage.startswith(("/", "~")) else f"~/{storage}"
 
 
 def _with_files(config: SweepConfig, folder: Path) -> SweepConfig:

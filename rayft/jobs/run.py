@@ -5,6 +5,7 @@ the first has unpacked, under the feet of the programs there. The copy also outl
 resumed.
 """
 
+import hashlib
 import os
 import shutil
 import sys
@@ -17,14 +18,24 @@ from rayft.cache_folder import cache_folder
 def main() -> None:
     """Copies and goes on there."""
     sent = Path.cwd()
-    folder = cache_folder("jobs") / sent.name  # which names its contents
+    package = Path(rayft.__file__).parent
+    # Ray has named the folder by its contents. A mended rayft makes another copy: workers never run the old one.
+    folder = cache_folder("jobs") / f"{sent.name}-{_digest(package)}"
     if not folder.is_dir():
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.copytree(sent, partial)
-        shutil.copytree(Path(rayft.__file__).parent, partial / "rayft", dirs_exist_ok=True)
+        shutil.copytree(package, partial / "rayft", dirs_exist_ok=True)
         partial.replace(folder)
     os.chdir(folder)
     os.execv(sys.executable, [sys.executable, "-m", "rayft.cli", *sys.argv[1:]])
+
+
+def _digest(package: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(package)} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ between two marked lines. This module needs nothing but Python, so that such a j
 
 import base64
 import hashlib
+import os
 import sys
 import tarfile
 import tempfile
@@ -25,6 +26,9 @@ def main() -> None:
     run = Path(sys.argv[1]).expanduser()
     if not (run / "sweep.yaml").is_file():
         print(f"{run} is not a run folder of this node")
+        sys.exit(2)
+    if link := _link_out_of(run):
+        print(f"{link} is a link that leads out of the run folder")
         sys.exit(2)
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
@@ -74,6 +78,15 @@ class Receiver:
                 content = base64.b64decode(line)
                 self._digest.update(content)
                 self._write(content)
+
+
+def _link_out_of(run: Path) -> Path | None:
+    """As `rayft.sweep.run_folder.check_contained`, which needs more than Python."""
+    for folder, folders, files in os.walk(run):
+        for entry in (Path(folder, name) for name in (*folders, *files)):
+            if entry.is_symlink() and not entry.resolve().is_relative_to(run.resolve()):
+                return entry
+    return None
 
 
 def _sent(run: Path) -> Iterator[Path]:

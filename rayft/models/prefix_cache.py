@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from rayft.data.encode import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_build import PrefixBuilder, on_device
-from rayft.models.prefix_files import FORMAT_VERSION, NoCacheError, PrefixFeatures, PrefixStore
+from rayft.models.prefix_files import FORMAT_VERSION, NoCacheError, NoRoomError, PrefixFeatures, PrefixStore
 from rayft.pulse import Pulse
 
 MIN_SPEEDUP = 1.5
@@ -81,6 +82,8 @@ class PrefixCache:
             None if nothing is frozen, if it can't be or isn't worth it, or if another process computes them now.
         """
         key = (split, depth)
+        # A process trains one trial at a time: what the last one read is no longer in use, and may be evicted.
+        self._opened = {opened: features for opened, features in self._opened.items() if opened[1] == depth}
         if depth == 0 or key in self._refused:
             return None
         if key not in self._opened:
@@ -88,7 +91,8 @@ class PrefixCache:
                 found = self._open_or_build(split, depth, wait)
             # What an architecture that doesn't fit raises is of many kinds, as in map_layers.
             except (NoCacheError, OSError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-                self._refused.add(key)
+                if not isinstance(error, NoRoomError):  # which the next trial may find
+                    self._refused.add(key)
                 cause = str(error).partition("\n")[0]
                 reason = cause if isinstance(error, NoCacheError) else f"{type(error).__name__}: {cause}"
                 self._log_once(f"No cache of {split.name} behind {depth} frozen blocks: {reason}")
@@ -128,10 +132,18 @@ class PrefixCache:
         if depth not in self._exact:
             builder.check_exact(split, depth)
             self._exact.add(depth)
-        source = self._shallower(split, depth)
         shape = builder.shape(split, depth)
-        with self._store.writing(fingerprint, shape, split.lengths) as writer:
-            builder.build(split, depth, source, writer, self._min_speedup)
+
+        def build(source: PrefixFeatures | None) -> bool:
+            with self._store.writing(fingerprint, shape, split.lengths) as writer:
+                builder.build(split, depth, source, writer, self._min_speedup)
+            return True
+
+        done = False
+        with suppress(NoRoomError):
+            done = build(self._shallower(split, depth))
+        if not done:  # what it would have been built from is read, and so not evicted
+            build(None)
         seconds, size = time.perf_counter() - started, shape.bytes / 1e9
         self._log_once(
             f"Cached {split.name} behind {depth} frozen blocks: {shape.tokens} tokens, {size:.2f} GB, {seconds:.1f} s"
@@ -140,7 +152,7 @@ class PrefixCache:
     def _shallower(self, split: EncodedSplit, depth: int) -> PrefixFeatures | None:
         """What the most of fewer blocks gave, if there is any."""
         fingerprints = (self._fingerprints.of(split, fewer) for fewer in range(depth - 1, 0, -1))
-        found = (self._store.open(fingerprint, split.lengths, keep=False) for fingerprint in fingerprints)
+        found = (self._store.open(fingerprint, split.lengths) for fingerprint in fingerprints)
         return next((features for features in found if features), None)
 
     def _log_once(self, message: str) -> None:

@@ -4,15 +4,16 @@ FOLDER/
   budget.lock             held while room is made
   FINGERPRINT.lock        held while FINGERPRINT is written; gone with its process
   FINGERPRINT/
-    values.bin            [tokens of all rows, hidden size], raw; values.tmp while it is written
+    values.bin            [tokens of all rows, hidden size], raw; values.tmp while it is written; readers lock it
     manifest.json         written last: without it the entry is unfinished; its time is that of the last opening
 """
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, 
 
 class NoCacheError(Exception):
     """Why there are no cached features; never leaves the cache."""
+
+
+class NoRoomError(NoCacheError):
+    """There is no room for them now."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class FeatureShape:
 
 
 class PrefixFeatures:
-    """Hidden states of a split's rows, read from a memory map.
+    """Hidden states of a split's rows, read from a memory map. While it lives, no process evicts the file.
 
     Args:
         path: The values.
@@ -87,6 +92,7 @@ class PrefixFeatures:
         lengths: Tokens of each row, of shape [rows].
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: If they are of other rows, or the file is of another size.
     """
 
@@ -96,8 +102,12 @@ class PrefixFeatures:
         if path.stat().st_size != shape.bytes:
             raise ValueError(f"{path} must have {shape.bytes} bytes, but has {path.stat().st_size}")
         self.shape = shape
+        self._file = path.open("rb")  # the lock goes with it
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+            raise FileNotFoundError(f"{path} was evicted meanwhile")
         # As bytes, since numpy has no bfloat16; as a plain array, since slices of a np.memmap are slow to make.
-        self._values = np.asarray(np.memmap(path, np.uint8, mode="r").reshape(shape.tokens, shape.token_bytes))
+        self._values = np.asarray(np.memmap(self._file, np.uint8, mode="r").reshape(shape.tokens, shape.token_bytes))
         self._ends = np.cumsum(lengths)
         self._starts = self._ends - lengths
 
@@ -173,15 +183,14 @@ class PrefixStore:
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
         self._folder, self._budget = folder, budget_bytes
-        self._in_use: set[str] = set()
 
     def lock(self, fingerprint: str) -> FileLock:
         """The lock of an entry, for whoever writes it."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return FileLock(self._folder / f"{fingerprint}.lock")
 
-    def open(self, fingerprint: str, lengths: NDArray[np.int64], keep: bool = True) -> PrefixFeatures | None:
-        """An entry that is there and whole; from then on this object doesn't evict it, if it is to be kept."""
+    def open(self, fingerprint: str, lengths: NDArray[np.int64]) -> PrefixFeatures | None:
+        """An entry that is there and whole."""
         entry = self._folder / fingerprint
         try:
             shape = FeatureShape.read(entry / MANIFEST)
@@ -189,8 +198,6 @@ class PrefixStore:
             os.utime(entry / MANIFEST)
         except (FileNotFoundError, ValueError):  # absent, evicted meanwhile, or damaged: to be written anew
             return None
-        if keep:
-            self._in_use.add(fingerprint)
         return features
 
     @contextmanager
@@ -236,13 +243,13 @@ class PrefixStore:
                 self._remove(entry)
 
     def _evict(self, needed: int) -> None:
-        """Removes the entries that were opened longest ago, but none if that wouldn't be enough."""
+        """Removes the entries that were opened longest ago and nobody reads, but none if that wouldn't be enough."""
         sizes = {entry: _values_bytes(entry) for entry in self._entries()}
         free = shutil.disk_usage(self._folder).free - DISK_RESERVE
         missing = max(sum(sizes.values()) + needed - self._budget, needed - free)
-        finished = [entry for entry in sizes if (entry / MANIFEST).exists() and entry.name not in self._in_use]
+        finished = [entry for entry in sizes if (entry / MANIFEST).exists() and not _is_read(entry)]
         if missing > sum(sizes[entry] for entry in finished):
-            raise NoCacheError(f"it takes {_gigabytes(needed)} of disk, {_gigabytes(missing)} more than there are")
+            raise NoRoomError(f"it takes {_gigabytes(needed)} of disk, {_gigabytes(missing)} more than there are")
         for entry in sorted(finished, key=lambda entry: (entry / MANIFEST).stat().st_mtime_ns):
             if missing <= 0:
                 break
@@ -253,14 +260,33 @@ class PrefixStore:
         return [path for path in self._folder.iterdir() if path.is_dir()]
 
     def _remove(self, entry: Path) -> bool:
-        """Removes an entry unless some process writes it; one that has mapped it can go on reading."""
+        """Removes an entry unless some process writes or reads it."""
         try:
-            with FileLock(self._folder / f"{entry.name}.lock", timeout=0):
+            with FileLock(self._folder / f"{entry.name}.lock", timeout=0), _unread(entry):
                 (entry / MANIFEST).unlink(missing_ok=True)  # first, so that what is left never looks finished
                 shutil.rmtree(entry)
-        except Timeout:
+        except (Timeout, BlockingIOError):
             return False
         return True
+
+
+@contextmanager
+def _unread(entry: Path) -> Iterator[None]:
+    """Keeps readers off an entry; BlockingIOError if it has one."""
+    try:
+        file = (entry / VALUES).open("rb")
+    except FileNotFoundError:  # it is unfinished
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _is_read(entry: Path) -> bool:
+    with suppress(BlockingIOError), _unread(entry):
+        return False
+    return True
 
 
 def _values_bytes(entry: Path) -> int:

@@ -1,24 +1,20 @@
-"""Keeps a run's remote copy up to date while a process works on it, and other machines from working on it too."""
+"""Keeps the copy of a run in remote storage up to date while a process works on it."""
 
-import json
 import logging
-import os
-import platform
+import sqlite3
 import threading
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from xxhash import xxh3_128_hexdigest
 
 from rayft.config import Value
-from rayft.errors import Fault, RunError, SweepFailedError
+from rayft.errors import SweepFailedError
+from rayft.sweep.lease import Lease
 from rayft.sweep.open_sweep import Watcher
-from rayft.sweep.remote_folder import RemoteFolder
-from rayft.sweep.run_folder import RunFolder, first_line, write_atomically
+from rayft.sweep.remote_folder import LAST_OF_MODEL, RemoteFolder
+from rayft.sweep.run_folder import ENVIRONMENT, RunFolder, first_line, write_atomically
 from rayft.sweep.snapshot import snapshot
 from rayft.sweep.study import STUDY_FILE, TrialRecord
 from rayft.training.results import EpochResult
@@ -29,12 +25,9 @@ PUSH_SECONDS = 5.0
 """How far remote storage may lag behind where nothing happens."""
 SHORTEST_PAUSE = 0.2
 """Between two pushes, so that what happens together goes together."""
-LEASE_SECONDS = 30.0
-"""A lease that doesn't change for so long has no holder any more."""
-LEASE = ".lease.json"
 PUSHED = ".pushed"
 """Holds the digest of the study that was pushed last, so that one that another machine has pushed since is seen."""
-FOLLOWED = ("sweep.yaml", "rayft.log", "trials/*/events*")
+FOLLOWED = ("sweep.yaml", ENVIRONMENT, "rayft.log", "trials/*/events*")
 
 
 @contextmanager
@@ -46,14 +39,15 @@ def mirrored(run: RunFolder) -> Iterator[tuple[Watcher, ...]]:
 
     Raises:
         RunError: Another process works on the run.
-        SweepFailedError: What the process did could not be copied to remote storage.
+        SweepFailedError: What the process did could not be copied to remote storage, or another process has taken the
+            run; from then on, anything that would change the run in remote storage raises it.
     """
     if run.remote is None:
         yield ()
         return
-    with _Lease(run.remote) as lease:
+    with Lease(run.remote) as lease:
         _take_newer_study(run, run.remote)
-        for file in ("environment.json", "rayft.log"):
+        for file in (ENVIRONMENT, "rayft.log"):
             run.obtain(file)  # or the log would begin anew on another machine
         mirror = _Mirror(run, run.remote, lease)
         mirror.start()
@@ -61,6 +55,20 @@ def mirrored(run: RunFolder) -> Iterator[tuple[Watcher, ...]]:
             yield (mirror,)
         finally:
             mirror.stop()
+
+
+def publish_model(run: RunFolder, folder: str) -> None:
+    """Sees to it that remote storage, if the run is there, has one of the run's model folders as it lies here.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    if run.remote is None:
+        return
+    record = f"{folder}/{LAST_OF_MODEL}"
+    if run.remote.read(record) != (run.path / record).read_bytes():
+        run.remote.delete(folder)  # an earlier model may have had files that this one lacks
+        run.publish(folder)
 
 
 def fetch(remote: RemoteFolder, to: Path, *paths: str) -> None:
@@ -100,46 +108,10 @@ def _fetch_events(remote: RemoteFolder, to: Path, seen: dict[str, int]) -> None:
             seen[path] = size
 
 
-class _Lease:
-    """An object that its holder changes every few seconds. Stores have no locks, but this dies with its holder too."""
-
-    def __init__(self, remote: RemoteFolder) -> None:
-        self._remote = remote
-        self._me = uuid.uuid4().hex
-        self._count = 0
-
-    def __enter__(self) -> "_Lease":
-        held = self._remote.read(LEASE)
-        if held is not None and not _is_dead(held):
-            deadline = time.monotonic() + LEASE_SECONDS
-            while time.monotonic() < deadline:
-                time.sleep(1)
-                now = self._remote.read(LEASE)
-                if now is None:
-                    break
-                if now != held:
-                    rule = f"is in use by {_holder(now)}; two sweeps can't write one run"
-                    raise RunError([Fault(self._remote.address, rule)])
-        self.renew()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._remote.delete(LEASE)
-        except OSError as error:
-            logger.warning("the lease of %s stays until it is old: %s", self._remote.address, first_line(error))
-
-    def renew(self) -> None:
-        """Shows that the holder lives."""
-        self._count += 1
-        holder = {"id": self._me, "host": platform.node(), "boot": _boot(), "pid": os.getpid(), "count": self._count}
-        self._remote.write(LEASE, json.dumps(holder).encode())
-
-
 class _Mirror:
     """A thread that copies what has changed: after each event, and every few seconds."""
 
-    def __init__(self, run: RunFolder, remote: RemoteFolder, lease: _Lease) -> None:
+    def __init__(self, run: RunFolder, remote: RemoteFolder, lease: Lease) -> None:
         self._run, self._remote, self._lease = run, remote, lease
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._news, self._ending = threading.Event(), threading.Event()
@@ -150,22 +122,26 @@ class _Mirror:
 
     def trial_started(self, number: int, params: Mapping[str, Value]) -> None:
         """See `Watcher`."""
+        self._lease.raise_if_lost()
 
     def epoch(self, number: int, result: EpochResult) -> None:
         """See `Watcher`."""
+        self._lease.raise_if_lost()
         self._news.set()
 
     def trial_ended(self, record: TrialRecord) -> None:
         """See `Watcher`."""
+        self._lease.raise_if_lost()
         self._news.set()
 
     def stop(self) -> None:
         self._ending.set()
         self._news.set()
         self._thread.join()
+        self._lease.raise_if_lost()
         try:
             self._push()
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             reason = f"{self._run.address} can't be written: {first_line(error)}"
             where = f"all is in {self._run.path}; go on with: rayft resume {self._run.address}"
             raise SweepFailedError(f"{reason}; {where}") from None
@@ -175,9 +151,10 @@ class _Mirror:
             self._news.wait(PUSH_SECONDS)
             self._news.clear()
             try:
-                self._lease.renew()
                 self._push()
-            except OSError as error:  # it may be there again later, and what counts is the last time
+            except SweepFailedError:  # the lease is lost, which those hear who tell what happens
+                return
+            except (OSError, sqlite3.Error) as error:  # it may be well again later, and what counts is the last time
                 logger.warning("%s can't be written: %s", self._run.address, first_line(error))
 
     def _push(self) -> None:
@@ -209,23 +186,7 @@ def _take_newer_study(run: RunFolder, remote: RemoteFolder) -> None:
         return
     temporary = here.with_name(f".{STUDY_FILE}.new")
     temporary.write_bytes(there)
+    for rest in ("-journal", "-wal", "-shm"):  # of the study that is replaced; SQLite would take them for the new one's
+        here.with_name(here.name + rest).unlink(missing_ok=True)
     temporary.replace(here)
     write_atomically(marker, xxh3_128_hexdigest(there))
-
-
-def _holder(lease: bytes) -> str:
-    holder = json.loads(lease)
-    return f"process {holder['pid']} on {holder['host']}"
-
-
-def _is_dead(lease: bytes) -> bool:
-    """Whether the holder was a process of this machine that is gone, which needs no wait."""
-    try:
-        holder = json.loads(lease)
-        return holder["host"] == platform.node() and (holder["boot"] != _boot() or not psutil.pid_exists(holder["pid"]))
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _boot() -> int:
-    return int(psutil.boot_time())

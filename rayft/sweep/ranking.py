@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from rayft.config import Mode
     from rayft.sweep.study import TrialRecord
 
-FailureKind = Literal["out_of_memory", "diverged", "error", "stalled", "infrastructure"]
-"""Why a trial can't go on."""
+FailureKind = Literal["out_of_memory", "diverged", "error", "stalled", "infrastructure", "storage"]
+"""Why a trial can't go on. With `storage` none can: a disk is full or a store away, which is no trial's fault."""
 
 
 def is_better(value: float, than: float, mode: "Mode") -> bool:

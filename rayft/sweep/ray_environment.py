@@ -33,6 +33,12 @@ SETTINGS = {
 """The processes that Ray starts inherit them."""
 
 
+PATIENCE = {
+    # How long a group waits for its workers' nodes; a spot instance is replaced within minutes, and not within 60 s.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "240",
+}
+"""For clusters, whose nodes come and go."""
+
 ALLOCATOR = {
     # Older ones ignore a higher threshold than 32 MB, and then map all above 128 KB.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30 if _glibc() >= (2, 36) else 1 << 25),
@@ -51,7 +57,7 @@ def prepare(address: str | None) -> None:
     Args:
         address: The cluster that is going to be joined, or None for one of this process's own.
     """
-    for name, value in (SETTINGS if address else SETTINGS | ALLOCATOR).items():
+    for name, value in (SETTINGS | (PATIENCE if address else ALLOCATOR)).items():
         os.environ.setdefault(name, value)
     if address is not None:
         use_token()

@@ -71,7 +71,10 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
                     self.stopped_by = f"no worker group can be started: {outcome.reason}"
             elif isinstance(outcome, TrialFailed):
                 logger.error("trial %d failed (%s): %s\n%s", number, outcome.kind, outcome.reason, outcome.detail)
-                self._ended(slot, self._study.fail(number, outcome.kind, outcome.reason))
+                if outcome.kind == "storage":  # it stays open, to go on when the sweep is resumed
+                    self.stopped_by = f"trial {number} can't read or write its files: {outcome.reason}"
+                else:
+                    self._ended(slot, self._study.fail(number, outcome.kind, outcome.reason))
             elif isinstance(outcome, EpochDone):
                 self._ended(slot, self._study.finish(number))
 

@@ -18,6 +18,8 @@ PERMANENT = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNAT
 """What a store says, within an OSError, of what will be no different later."""
 LAST = "manifest.json"
 """The file of a folder that is uploaded last: without it the folder is unfinished."""
+LAST_OF_MODEL = "rayft.json"
+"""The same of a model folder."""
 
 Given = TypeVar("Given")
 
@@ -36,6 +38,9 @@ class RemoteFolder:
         address: Such as `s3://bucket/prefix`.
         patience: For how long a store that doesn't answer is asked again, in seconds.
 
+    Attributes:
+        before_change: Called before each attempt to change something; what it raises keeps that from happening.
+
     Raises:
         ValueError: The address isn't one that can be used; says why.
         OSError: The store can't be reached.
@@ -43,6 +48,7 @@ class RemoteFolder:
 
     def __init__(self, address: str, patience: float = PATIENCE) -> None:
         self.address = address.rstrip("/")
+        self.before_change: Callable[[], None] = _allow
         self._patience = patience
         self._files, self._root = _open(self.address)
 
@@ -80,6 +86,7 @@ class RemoteFolder:
         """Writes or replaces a file, whole or not at all where the store can do that."""
 
         def put() -> None:
+            self.before_change()
             self._make_parent(path)
             with self._files.open_output_stream(self._at(path)) as file:
                 file.write(content)
@@ -89,7 +96,7 @@ class RemoteFolder:
     def upload(self, local: Path, path: str) -> None:
         """Copies a file, or a folder with all below it, here; other files of that folder stay."""
         files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else [local]
-        for file in sorted(files, key=lambda file: file.name == LAST):
+        for file in sorted(files, key=lambda file: file.name in (LAST, LAST_OF_MODEL)):
             below = file.relative_to(local).as_posix() if local.is_dir() else ""
             self._copy_in(file, f"{path}/{below}".rstrip("/"))
 
@@ -100,7 +107,7 @@ class RemoteFolder:
         local.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
         if info.is_file:
-            self._copy_out(info.path, partial)
+            self._copy_out(path, partial)
         elif not self._download_folder(path, partial):
             return False
         if partial.is_dir():
@@ -118,6 +125,7 @@ class RemoteFolder:
         from pyarrow.fs import FileType
 
         def delete() -> None:
+            self.before_change()
             kind = self._files.get_file_info(self._at(path)).type
             if kind == FileType.File:
                 self._files.delete_file(self._at(path))
@@ -136,20 +144,21 @@ class RemoteFolder:
         found = self._files_below(path)
         for info in found:
             below = info.path.removeprefix(self._at(path)).lstrip("/")
-            if ".." in below.split("/"):  # a store takes any name; a file system would go up
-                raise PermissionError(f"{info.path} leads out of {self.address}")
-            self._copy_out(info.path, local / below)
+            self._copy_out(f"{path}/{below}", local / below)
         return bool(found)
 
     def _copy_in(self, local: Path, path: str) -> None:
         def copy() -> None:
+            self.before_change()
             self._make_parent(path)
             with local.open("rb") as source, self._files.open_output_stream(self._at(path)) as file:
                 shutil.copyfileobj(source, file, 1 << 22)
 
         self._asked(copy)
 
-    def _copy_out(self, remote: str, local: Path) -> None:
+    def _copy_out(self, path: str, local: Path) -> None:
+        remote = self._at(path)  # refuses what leads out before anything is made
+
         def copy() -> None:
             local.parent.mkdir(parents=True, exist_ok=True)
             with self._files.open_input_file(remote) as source, local.open("wb") as file:
@@ -162,6 +171,8 @@ class RemoteFolder:
             self._files.create_dir(self._at(path).rpartition("/")[0], recursive=True)
 
     def _at(self, path: str) -> str:
+        if ".." in path.split("/"):  # a store takes any name; file systems, and clients of stores, would go up
+            raise PermissionError(f"{path} leads out of {self.address}")
         return f"{self._root}/{path}".rstrip("/")
 
     def _asked(self, ask: Callable[[], Given]) -> Given:
@@ -178,6 +189,10 @@ class RemoteFolder:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _allow() -> None:
+    """What happens before a change to a folder that nobody guards."""
 
 
 def _open(address: str) -> "tuple[FileSystem, str]":

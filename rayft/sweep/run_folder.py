@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import secrets
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from rayft.sweep.remote_folder import LAST, RemoteFolder, is_remote
 from rayft.sweep_file import dump_sweep, load_sweep
 
 CopyKind = Literal["runs", "views"]
+
+ENVIRONMENT = "environment.json"
 
 PACKAGES = ("rayft", "ray", "torch", "transformers", "peft", "optuna", "datasets", "scikit-learn", "numpy")
 
@@ -69,11 +72,13 @@ class RunFolder:
             while not _make(run.path):
                 run = next(runs)
             run.write_config(config)
-            write_atomically(run.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+            # A name of its own for the study, since a database may hold those of many sweeps, and folders are moved.
+            environment = describe_environment() | {"study": f"{run.path.name}-{secrets.token_hex(4)}"}
+            write_atomically(run.path / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
         except OSError as error:
             raise RunError([Fault(str(root), f"can't be written: {error.strerror}", "storage")]) from None
         try:
-            for file in ("sweep.yaml", "environment.json"):
+            for file in ("sweep.yaml", ENVIRONMENT):
                 run.publish(file)
         except OSError as error:
             shutil.rmtree(run.path)
@@ -148,6 +153,27 @@ class RunFolder:
         return [f"trials/{number}/{name}" for name in sorted(names)]
 
     @property
+    def study_name(self) -> str:
+        """The study's name in a database that may hold others.
+
+        Raises:
+            RunError: The file that holds it is gone or damaged.
+        """
+        path = self.path / ENVIRONMENT
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["study"])
+        except (OSError, ValueError, KeyError) as error:
+            rule = f"must name the run's study, but can't be read ({type(error).__name__}); put a copy of it back"
+            raise RunError([Fault(str(path), rule)]) from None
+
+    @property
+    def has_trials(self) -> bool:
+        """Whether any trial has started."""
+        if (self.path / "trials").is_dir():
+            return True
+        return self.remote is not None and "trials" in self.remote.names()
+
+    @property
     def encoded(self) -> Path:
         """The tokenised data."""
         return self.path / "encoded"
@@ -184,7 +210,10 @@ class RunFolder:
         Raises:
             RunError: Another process has it.
         """
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            file = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError([Fault(str(self.path), f"can't be written: {error.strerror}")]) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

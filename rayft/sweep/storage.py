@@ -18,6 +18,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from rayft.errors import SWEEP_FILE, ConfigError, Fault
 
+Direction = Literal["maximize", "minimize"]
+
 
 class _Rows(NamedTuple):
     """The statements that write one of the tables in which a trial has rows."""
@@ -77,17 +79,24 @@ class SweepStorage(InMemoryStorage):
 
     Args:
         url: The database, such as `sqlite:////runs/NAME/study.db`.
-        name: The study's name; the study is made if there is none.
+        name: The study's name.
         direction: "maximize" or "minimize".
+        create: Whether to make the study if there is none.
 
     Raises:
         ConfigError: There is no such kind of database.
+        KeyError: There is no such study, and it isn't to be made.
     """
 
-    def __init__(self, url: str, name: str, direction: Literal["maximize", "minimize"]) -> None:
+    def __init__(self, url: str, name: str, direction: Direction, *, create: bool = True) -> None:
         super().__init__()
         database = _open_database(url)
-        study = optuna.create_study(study_name=name, storage=database, direction=direction, load_if_exists=True)
+        try:
+            study = optuna.load_study(study_name=name, storage=database)  # which writes nothing, as readers may have to
+        except KeyError:
+            if not create:
+                raise
+            study = optuna.create_study(study_name=name, storage=database, direction=direction, load_if_exists=True)
         self._engine = database.engine
         self._study_row = study._study_id
         self._study = super().create_new_study(study.directions, name)

@@ -1,7 +1,6 @@
 """The Optuna study as the record of a sweep: every trial's parameters, values, state, seconds and checkpoints."""
 
 import contextlib
-import hashlib
 import logging
 import math
 import sqlite3
@@ -20,12 +19,13 @@ from rayft.search_space import Params, starting_points, suggest
 from rayft.sweep.ranking import FailureKind, best_epoch
 from rayft.sweep.run_folder import RunFolder, checkpoint_path
 from rayft.sweep.samplers import make_sampler
-from rayft.sweep.storage import SweepStorage
+from rayft.sweep.storage import Direction, SweepStorage
 
 TrialState = Literal["complete", "pruned", "failed", "running"]
 
 STUDY_NAME = "rayft"
 STUDY_FILE = "study.db"
+WAY_OUT = "put a copy of it back, or start a new run"
 
 # Where the search itself is at fault, the sampler is told to keep away; where a machine or the code is, it isn't told.
 AVOIDABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "diverged"})
@@ -74,25 +74,45 @@ class SweepStudy:
         config: The sweep.
         url: The study's database, such as `sqlite:////runs/NAME/study.db`.
         name: The study's name, since a database may hold those of many sweeps.
+        create: Whether to make the study if there is none.
+
+    Raises:
+        ConfigError: The database can't be opened.
+        KeyError: There is no such study, and it isn't to be made.
     """
 
-    def __init__(self, config: SweepConfig, url: str, name: str = STUDY_NAME) -> None:
+    def __init__(self, config: SweepConfig, url: str, name: str = STUDY_NAME, *, create: bool = True) -> None:
         self._config = config
         self._mode = config.search.direction
         with _quiet_optuna():
-            self._storage = SweepStorage(url, name, "maximize" if self._mode == "max" else "minimize")
+            direction: Direction = "maximize" if self._mode == "max" else "minimize"
+            self._storage = SweepStorage(url, name, direction, create=create)
             self._study = optuna.load_study(study_name=name, storage=self._storage)
         self._started = sum(trial.state != OptunaState.WAITING for trial in self._storage.trials())
         self._open: dict[int, optuna.Trial] = {}
 
     @classmethod
     def of_run(cls, run: RunFolder, config: SweepConfig) -> Self:
-        """A run's study: the file in its folder, or its own one in the database that the sweep names."""
-        if config.search.study is None:
+        """A run's study: the file in its folder, or its own one in the database that the sweep names.
+
+        Raises:
+            RunError: It is damaged, or gone while there are trials of it.
+        """
+        url, name, where = config.search.study, STUDY_NAME, str(run.path / STUDY_FILE)
+        if url is None:
             check_file(run)
-            return cls(config, f"sqlite:///{run.path / STUDY_FILE}")
-        own_name = f"{run.path.name}-{hashlib.sha256(run.address.encode()).hexdigest()[:8]}"
-        return cls(config, config.search.study, own_name)
+            url = f"sqlite:///{run.path / STUDY_FILE}"
+        else:
+            name = run.study_name
+            where = f"the study {name} in the database of search.study"
+        has_trials = run.has_trials
+        try:
+            study = cls(config, url, name, create=not has_trials)
+        except KeyError:
+            study = None
+        if study is None or (has_trials and not study.records()):  # the sweep would start anew without a word
+            raise RunError([Fault(where, f"is missing or empty, but there are trials; {WAY_OUT}")])
+        return study
 
     def enqueue_start_with(self) -> None:
         """Puts `search.start_with` first in line, but for what an earlier run of the sweep has put there."""
@@ -221,18 +241,18 @@ def check_file(run: RunFolder) -> None:
         RunError: The study must be restored.
     """
     path = run.path / STUDY_FILE
-    way_out = "put a copy of it back, or start a new run"
     if not path.exists() or path.stat().st_size == 0:
-        if (run.path / "trials").is_dir():  # SQLite would make a new one, and the sweep start anew without a word
-            raise RunError([Fault(str(path), f"is missing or empty, but there are trials; {way_out}")])
+        if run.has_trials:  # SQLite would make a new one, and the sweep start anew without a word
+            raise RunError([Fault(str(path), f"is missing or empty, but there are trials; {WAY_OUT}")])
         return
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        # Not read-only: what a killed process has left half-written is rolled back here.
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=60)) as database:
             found = database.execute("PRAGMA quick_check").fetchone()[0]
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        raise RunError([Fault(str(path), f"is damaged ({found.splitlines()[0]}); {way_out}")])
+        raise RunError([Fault(str(path), f"is damaged ({found.splitlines()[0]}); {WAY_OUT}")])
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
+from filelock import FileLock
+
 from rayft.config import Mode
 from rayft.sweep.ranking import best_epoch
 from rayft.sweep.run_folder import RunFolder, checkpoint_path
@@ -32,8 +34,10 @@ class TrialCheckpoints:
     """
 
     def __init__(self, run: RunFolder, trial: int, metric: str, mode: Mode, thread: ThreadPoolExecutor) -> None:
-        for path in run.checkpoints(trial):
-            run.obtain(path)  # another node may have written it
+        run.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(run.path / ".checkpoints.lock"):  # one worker of a node after the other
+            for path in run.checkpoints(trial):
+                run.obtain(path)  # another node may have written it
         self.digests = finished_checkpoints(run.trial(trial))
         self._run, self._trial, self._metric, self._mode = run, trial, metric, mode
         self._thread = thread

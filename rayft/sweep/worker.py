@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from rayft.cache_folder import cache_folder
 from rayft.data.encode import EncodedData
-from rayft.errors import RayftError
+from rayft.errors import CheckpointError, RayftError
 from rayft.models.layers import map_layers
 from rayft.models.linear import use_onednn
 from rayft.models.load import load_model
@@ -118,11 +118,13 @@ def describe(error: Exception, workers: Workers) -> TrialFailed:
     alone = workers.world_size == 1 or isinstance(error, DivergedError)
     restarts = not alone or _is_accelerator_fault(error)
     kind: FailureKind = "error"
-    if isinstance(error, DivergedError):
+    if isinstance(error, OSError):
+        kind = "storage"
+    elif isinstance(error, DivergedError):
         kind = "diverged"
     elif isinstance(error, MemoryExhaustedError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
         kind = "out_of_memory"
-    reason = str(error) if kind != "error" else f"{type(error).__name__}: {error}"
+    reason = f"{type(error).__name__}: {error}" if kind in ("error", "storage") else str(error)
     return TrialFailed(kind, reason.splitlines()[0], traceback.format_exc(), restarts)
 
 
@@ -271,10 +273,17 @@ class TrialWorker:
         )
         trial, spec = assignment.trial, self._spec
         checkpoints = TrialCheckpoints(self._run, trial, spec.metric, spec.mode, self._writer)
-        if checkpoints.digests:
-            tuning.resume(self._run.checkpoint(trial, max(checkpoints.digests)))
+        if epoch := self._agreed(max(checkpoints.digests, default=0)):
+            if epoch not in checkpoints.digests:
+                raise CheckpointError(f"trial {trial}'s checkpoint of epoch {epoch} is not to be found on this node")
+            tuning.resume(self._run.checkpoint(trial, epoch))
             logger.info("trial %d goes on from epoch %d", trial, tuning.epoch)
         self._trial, self._tuning, self._checkpoints = trial, tuning, checkpoints
+
+    def _agreed(self, epoch: int) -> int:
+        """What the first worker says; others may see an older state of a shared folder."""
+        own = epoch if self.workers.rank == 0 else 0
+        return int(self.workers.sum(torch.tensor(own, device=self.workers.device)))
 
 
 def model_here(model: str) -> str:

@@ -63,7 +63,7 @@ class Forward:
         self.model = model
         self._frozen, self._pad_token_id, self._workers = frozen, pad_token_id, workers
         self._autocast, self._cache = acceleration.autocast, acceleration.cache
-        self._known: dict[EncodedSplit, PrefixFeatures] = {}
+        self._known: dict[EncodedSplit, PrefixFeatures | None] = {}
         self._prefix: PrefixInput | None = None
         if self._cache is None:
             logger.info("what frozen layers give is not kept: training.cache is off")
@@ -77,15 +77,14 @@ class Forward:
         """Takes what the cache has for the splits, or lets it compute that.
 
         If another process of the node computes it now, this one waits, which is no longer than computing it would be.
-        An epoch without would give the same but for the last digits, and so make results a matter of timing.
+        An epoch without would give the same but for the last digits, and so make results a matter of timing. What it
+        doesn't have now isn't asked for again in this trial.
         """
         if self._prefix is None or self._cache is None:
             return
         for split in splits:
             if split is not None and split not in self._known:
-                features = self._cache.features(split, self._frozen, wait=True)
-                if features is not None:
-                    self._known[split] = features
+                self._known[split] = self._cache.features(split, self._frozen, wait=True)
 
     def batch(self, split: EncodedSplit, rows: np.ndarray) -> Batch:
         """Reads some rows and moves them to the model's device."""

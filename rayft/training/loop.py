@@ -1,5 +1,6 @@
 """One trial's fine-tuning: the train loop, validation, and saving and resuming between epochs."""
 
+import logging
 import random
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from rayft.training.optim import (
 )
 from rayft.training.results import EpochResult
 from rayft.training.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER_PREFIX = "optimizer/"
 ADVERSARY_PREFIX = "adversary/"
@@ -108,6 +111,10 @@ class FineTuning:
         return len(self.history)
 
     @property
+    def _precision(self) -> str:
+        return "fp32" if self._acceleration.autocast is None else "bf16"
+
+    @property
     def micro_batch(self) -> int:
         """Rows per pass and worker; lower than at first if memory ran out."""
         return self._gradients.micro_batch
@@ -162,9 +169,8 @@ class FineTuning:
                 optimizer |= {f"{ADVERSARY_PREFIX}{k}": v for k, v in self._adversary.state_dict().items()}
         model = {name: self._whole(parameter) for name, parameter in self._trainable.items()}
         history = tuple(self.history)
-        precision = "fp32" if self._acceleration.autocast is None else "bf16"
         state = TrialState(
-            self.epoch, self._finished_steps, self.micro_batch, history, model, optimizer, precision=precision
+            self.epoch, self._finished_steps, self.micro_batch, history, model, optimizer, precision=self._precision
         )
         return PackedCheckpoint.of(state)
 
@@ -176,6 +182,11 @@ class FineTuning:
         """
         state = read_checkpoint(folder)
         self._check_fits(state, folder)
+        if state.precision != self._precision:
+            rest = (
+                f"a trial was trained in {state.precision} up to epoch {state.epoch}, and goes on in {self._precision}"
+            )
+            logger.warning("%s: that is what training.precision auto takes on this machine", rest)
         with torch.no_grad():
             for name, tensor in state.model.items():
                 self._load_whole(self._trainable[name], tensor)

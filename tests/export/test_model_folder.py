@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from rayft.config import METRICS
 from rayft.errors import CheckpointError, RunError, VerificationError
 from rayft.export.model_folder import export_model, write_model
-from rayft.export.score import score
+from rayft.export.score import classification_metrics, predict
 from rayft.export.verify import Verifier
 from rayft.models.load import load_tokenizer
 from tests.export.conftest import LABELS, PARAMS, TrainedRun
@@ -28,7 +28,8 @@ def verifier() -> Iterator[Verifier]:
 
 def load_and_score(folder: Path, run: TrainedRun) -> dict[str, float]:
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    return score(model, load_tokenizer(str(folder)), run.folder / "encoded/validation.arrow", CPU)
+    path = run.folder / "encoded/validation.arrow"
+    return classification_metrics(*predict(model, load_tokenizer(str(folder)), path, CPU))
 
 
 @pytest.mark.parametrize("strategy", PARAMS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import rayft.export.score
-from rayft.export.score import classification_metrics
+from rayft.export.score import classification_metrics, rounding_slack
 from rayft.training.metrics import compute_metrics
 
 
@@ -33,3 +33,24 @@ def test_agrees_with_the_search(seed: int) -> None:
     logits = generator.normal(scale=30, size=(50, 4)).astype(np.float32)  # far apart, so that exp() would overflow
     labels = generator.integers(0, 3, 50)  # the last class has no row
     assert classification_metrics(logits.astype(np.float64), labels) == pytest.approx(compute_metrics(logits, labels))
+
+
+def test_rows_that_rounding_decides_give_each_metric_room() -> None:
+    logits = np.log(np.array([[0.505, 0.495], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]))
+    labels = np.array([0, 0, 1, 1])
+    slack = rounding_slack(logits, labels, 0.02)
+    assert slack["loss"] == 0.0
+    assert slack["accuracy"] == 0.25
+    expected = classification_metrics(np.log(np.array([[0.4, 0.6], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])), labels)
+    assert slack["macro_f1"] == pytest.approx(1.0 - expected["macro_f1"])
+    assert slack.keys() == expected.keys()
+
+
+@pytest.mark.parametrize(("rounding", "rows"), [(0.0, 0), (0.009, 0), (0.011, 1), (0.21, 2), (1.0, 4)])
+def test_only_rows_near_the_border_count(rounding: float, rows: int) -> None:
+    logits = np.log(np.array([[0.505, 0.495], [0.9, 0.1], [0.2, 0.8], [0.4, 0.6]]))
+    assert rounding_slack(logits, np.array([0, 0, 1, 1]), rounding)["accuracy"] == rows / 4
+
+
+def test_a_tie_may_go_either_way() -> None:
+    assert rounding_slack(np.zeros((10, 3)), np.zeros(10, dtype=int), 1e-3)["accuracy"] == pytest.approx(1.0)

@@ -125,8 +125,8 @@ def test_ctrl_c_leaves_the_job_and_a_stop_leaves_a_run_that_can_be_resumed(proje
 
     resume = re.search(r"--resume (\S+)", stopped)
     assert resume, stopped
-    shorter = ["--set", "training.epochs=60", "--resume", resume[1], "--environment", "cluster", "--detach"]
-    again = project.rayft(*on(cluster, "submit", "long.yaml", *shorter))
+    options = ["--resume", resume[1], "--environment", "cluster", "--detach"]
+    again = project.rayft(*on(cluster, "submit", "long.yaml", *options))
     follower = project.start(*on(cluster, "logs", job_of(again)))
     wait_for_line(follower, "trial 0 epoch")
     project.rayft(*on(cluster, "stop", job_of(again)))

@@ -3,6 +3,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+from ray._private.runtime_env.packaging import create_package
 
 from rayft.errors import RunError
 from rayft.jobs import package
@@ -72,6 +74,15 @@ def test_too_much_to_send_is_refused_with_sizes_and_a_way_out(project: Path, mon
         pass
 
 
+def test_what_is_just_taken_is_taken_by_rays_job_server_too(project: Path, tmp_path: Path) -> None:
+    config = load_sweep(write_sweep(project, {"train": "train.csv"}))
+    with (project / "train.csv").open("r+b") as file:
+        file.truncate(package.LIMIT_BYTES - 10_000)
+    with packed(config, "runs", with_files=True) as made:
+        create_package(str(made.folder), tmp_path / "sent.zip", include_gitignore=True)
+    assert package.LIMIT_BYTES < (tmp_path / "sent.zip").stat().st_size + 10_000 < DASHBOARD_CLIENT_MAX_SIZE
+
+
 def test_a_file_that_is_not_there_is_found_before_anything_is_sent(project: Path) -> None:
     config = load_sweep(write_sweep(project, {"train": "trian.csv"}))
     with pytest.raises(RunError, match=r"did you mean .*train\.csv"), packed(config, "runs", True):
@@ -101,7 +112,13 @@ def test_a_command_survives_the_shell() -> None:
 
 @pytest.mark.parametrize(
     ("storage", "where"),
-    [("runs", "~/runs"), ("/shared/runs", "/shared/runs"), ("s3://bucket/runs", "s3://bucket/runs")],
+    [
+        ("runs", "~/runs"),
+        ("~/runs", "~/runs"),
+        ("~ray/runs", "~ray/runs"),
+        ("/shared/runs", "/shared/runs"),
+        ("s3://bucket/runs", "s3://bucket/runs"),
+    ],
 )
 def test_a_run_is_never_in_the_jobs_own_folder(storage: str, where: str) -> None:
     assert cluster_storage(storage) == where

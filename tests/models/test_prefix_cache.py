@@ -478,3 +478,20 @@ def test_the_base_model_can_be_copied_while_features_are_open(tmp_path: Path, sp
     model = base_model()
     assert cache_of(tmp_path, model).features(split, 1, wait=True) is not None
     copy.deepcopy(model)
+
+
+def test_a_process_gives_up_what_its_last_trial_read(tmp_path: Path, split: EncodedSplit) -> None:
+    """Else a process that has trained other trials would have no cache where a new one has."""
+    cache = cache_of(tmp_path, budget_bytes=int(split.lengths.sum()) * 32 * 4)
+    for depth in (1, 2, 1):
+        assert_holds(cache.features(split, depth, wait=True), outputs(base_model(), split, depth))
+        assert len(entries(tmp_path)) == 1
+
+
+def test_a_lack_of_room_is_not_for_good(tmp_path: Path, split: EncodedSplit) -> None:
+    budget = int(split.lengths.sum()) * 32 * 4
+    other = cache_of(tmp_path, budget_bytes=budget).features(split, 1, wait=True)
+    cache = cache_of(tmp_path, budget_bytes=budget)
+    assert other is not None and cache.features(split, 2, wait=True) is None
+    del other
+    assert cache.features(split, 2, wait=True) is not None

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from rayft.models.prefix_files import DISK_RESERVE, FeatureShape, NoCacheError, PrefixFeatures, PrefixStore
+from rayft.models.prefix_files import DISK_RESERVE, FeatureShape, NoCacheError, NoRoomError, PrefixFeatures, PrefixStore
 
 LENGTHS = np.array([3, 1, 5, 2])
 TOKENS = int(LENGTHS.sum())
@@ -135,35 +137,54 @@ def test_the_budget_holds_by_removing_what_was_opened_longest_ago(store: PrefixS
     assert entries(folder) == {"b", "d", "e"}
 
 
-def test_what_is_open_here_is_not_removed(store: PrefixStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", ["this", "another"])
+def test_what_is_read_is_not_removed_and_later_it_is(store: PrefixStore, tmp_path: Path, reader: str) -> None:
+    folder = tmp_path / "cache"
     for name in "abc":
         write(store, name)
-    opened_long_ago(tmp_path / "cache", "a", "b", "c")
-    assert store.open("a", LENGTHS) is not None and store.open("b", LENGTHS, keep=False) is not None
-    opened_long_ago(tmp_path / "cache", "a", "b", "c")
+    read = (store if reader == "this" else PrefixStore(folder, budget_bytes=3 * ENTRY)).open("a", LENGTHS)
+    opened_long_ago(folder, "a", "b", "c")
     write(store, "d")
-    assert entries(tmp_path / "cache") == {"a", "c", "d"}
+    assert entries(folder) == {"a", "c", "d"}
+    del read
+    opened_long_ago(folder, "a", "c", "d")
+    write(store, "e")
+    assert entries(folder) == {"c", "d", "e"}
 
 
-def test_what_another_process_removed_can_still_be_read(store: PrefixStore, tmp_path: Path) -> None:
+def test_another_process_keeps_what_it_reads(store: PrefixStore, tmp_path: Path) -> None:
     write(store, "a")
-    features = store.open("a", LENGTHS)
-    other = PrefixStore(tmp_path / "cache", budget_bytes=ENTRY)
-    write(other, "b")
-    assert entries(tmp_path / "cache") == {"b"} and features is not None
-    assert torch.equal(features.batch(ALL[:1], 3), values()[:1, :3])
+    code = """
+import sys
+import numpy as np
+from pathlib import Path
+from rayft.models.prefix_files import PrefixStore
+features = PrefixStore(Path(sys.argv[1]), 10**9).open("a", np.array(eval(sys.argv[2])))
+print(features is not None, flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(LENGTHS.tolist())]
+    small = PrefixStore(tmp_path / "cache", budget_bytes=ENTRY)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None and reader.stdout.readline() == "True\n"
+        with pytest.raises(NoRoomError):
+            write(small, "b")
+        assert entries(tmp_path / "cache") == {"a"}
+        reader.kill()
+    write(small, "b")
+    assert entries(tmp_path / "cache") == {"b"}
 
 
 def test_what_can_not_fit_removes_nothing(store: PrefixStore, tmp_path: Path) -> None:
     for name in "abc":
         write(store, name)
-    assert all(store.open(name, LENGTHS) for name in "ab")
+    read = [store.open(name, LENGTHS) for name in "ab"]
     with pytest.raises(NoCacheError, match="the budget is 0"):
         write(PrefixStore(tmp_path / "cache", ENTRY - 1), "d")
     two = FeatureShape(1, TOKENS, 8, torch.float32)
     with pytest.raises(NoCacheError, match="more than there are"), store.writing("d", two, LENGTHS):
         pass
-    assert entries(tmp_path / "cache") == {"a", "b", "c"}
+    assert entries(tmp_path / "cache") == {"a", "b", "c"} and all(read)
 
 
 def test_some_of_the_disk_stays_free(store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +208,8 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_count(
     with FileLock(folder / "living.lock"):
         write(store, "a")
         assert entries(folder) == {"living", "a"}
-        assert store.open("a", LENGTHS) is not None
+        read = store.open("a", LENGTHS)
+        assert read is not None
         with pytest.raises(NoCacheError, match="more than there are"):
             write(store, "b")
     write(store, "b")

@@ -9,10 +9,10 @@ from unittest.mock import patch
 import pytest
 
 from rayft.sweep import ray_environment
-from rayft.sweep.ray_environment import ALLOCATOR, SETTINGS, prepare, protect_token
+from rayft.sweep.ray_environment import ALLOCATOR, PATIENCE, SETTINGS, prepare, protect_token
 
 CLUSTER = "10.0.0.1:6379"
-NAMES = {*SETTINGS, *ALLOCATOR, "RAY_AUTH_MODE"}
+NAMES = {*SETTINGS, *PATIENCE, *ALLOCATOR, "RAY_AUTH_MODE"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,11 @@ def test_a_ray_of_this_machines_own_gets_the_allocators_settings_too() -> None:
 @pytest.mark.parametrize("address", ["auto", CLUSTER])
 def test_a_cluster_that_is_joined_gets_no_allocator_settings(address: str) -> None:
     prepare(address)
-    assert what_is_set() == SETTINGS
+    assert what_is_set() == SETTINGS | PATIENCE
 
 
 @pytest.mark.parametrize("address", [None, CLUSTER])
-@pytest.mark.parametrize("name", sorted(SETTINGS | ALLOCATOR))
+@pytest.mark.parametrize("name", sorted(SETTINGS | PATIENCE | ALLOCATOR))
 def test_what_the_user_has_set_stays(address: str | None, name: str) -> None:
     os.environ[name] = "the user's"
     prepare(address)
@@ -61,6 +61,14 @@ def test_a_token_is_used_for_clusters_that_others_have_started(tmp_path: Path) -
     assert "RAY_AUTH_MODE" not in what_is_set()
     prepare(CLUSTER)
     assert what_is_set()["RAY_AUTH_MODE"] == "token"
+
+
+def test_groups_wait_for_a_clusters_nodes_to_be_replaced() -> None:
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    prepare(None)
+    assert name not in what_is_set()
+    prepare(CLUSTER)
+    assert float(what_is_set()[name]) >= 180
 
 
 def test_the_users_own_way_of_authentication_stays(tmp_path: Path) -> None:

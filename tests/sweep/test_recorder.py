@@ -144,6 +144,18 @@ def test_a_failure_is_on_record_with_its_reason_and_in_the_log_with_its_tracebac
     assert one.kept() == []
 
 
+def test_a_full_disk_is_no_trials_fault(make_sweep: MakeSweep) -> None:
+    one = make_sweep()
+    trial = one.start()
+    one.epoch(trial, 1, 0.9)
+    one.tell(trial, TrialFailed("storage", "OSError: [Errno 28] No space left on device", "Traceback ..."))
+    one.end(trial)
+
+    assert one.study.record(0).state == "running"
+    assert one.kept() == ["trials/0/checkpoint-1"]
+    assert one.recorder.stopped_by is not None and "No space left on device" in one.recorder.stopped_by
+
+
 def test_a_trial_that_lost_its_actor_goes_on_in_its_slot(make_sweep: MakeSweep) -> None:
     """Whatever the actor was doing: Tune itself gives up a trial that was only being given to its actor."""
     one = make_sweep()

@@ -4,10 +4,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from pyarrow.fs import FileInfo, FileType
 
-from rayft.sweep.remote_folder import RemoteFolder
+from rayft.export.model_folder import RECORD
+from rayft.sweep.remote_folder import LAST_OF_MODEL, RemoteFolder
 from tests.s3_server import BUCKET, SECRET, S3Server, s3_server
 
 
@@ -94,6 +96,49 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(PermissionError, match="leads out of"):
         remote.download("best", tmp_path / "deep" / "in" / "best")
     assert not list(tmp_path.rglob("deep/**/escaped"))
+
+
+def test_a_key_that_leads_out_is_refused_by_a_store_too(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    remote = RemoteFolder(f"s3://{BUCKET}/leads/out/run", patience=1)
+    store = boto3.client("s3", endpoint_url=server.endpoint)
+    for key in ("leads/out/run/trials/../../../events.x", "leads/events.x"):  # clients ask for the one by the other
+        store.put_object(Bucket=BUCKET, Key=key, Body=b"out")
+    to = tmp_path / "views" / "storage" / "run"
+    ((path, _),) = remote.sizes("trials")
+    for leave in (
+        lambda: remote.download(path, to / path),
+        lambda: remote.download("trials", to / "trials"),
+        lambda: remote.write("trials/../../../events.y", b"out"),
+    ):
+        with pytest.raises(PermissionError, match="leads out of"):
+            leave()
+    assert not [found for found in tmp_path.rglob("*") if found.is_file()]
+    assert store.list_objects_v2(Bucket=BUCKET, Prefix="leads/")["KeyCount"] == 2
+
+
+def test_a_model_folder_has_its_record_only_once_it_is_whole(tmp_path: Path) -> None:
+    assert LAST_OF_MODEL == RECORD
+    model = tmp_path / "best"
+    model.mkdir()
+    for name in ("config.json", RECORD, "vocab.txt"):
+        (model / name).write_text(name)
+    remote = RemoteFolder(f"file://{tmp_path}/far", patience=1)
+    for changes in range(3):
+        allowed = iter(range(changes))
+
+        def end(allowed: Iterator[int] = allowed) -> None:
+            if next(allowed, None) is None:
+                raise KeyboardInterrupt
+
+        remote.before_change = end
+        with pytest.raises(KeyboardInterrupt):
+            remote.upload(model, f"best-{changes}")
+        found = remote.names(f"best-{changes}")
+        assert len(found) == changes and RECORD not in found
 
 
 def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:

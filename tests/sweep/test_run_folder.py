@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import optuna
 import pytest
 
 from rayft.config import SweepConfig
@@ -178,8 +179,57 @@ def test_sweeps_that_share_a_database_have_studies_of_their_own(tmp_path: Path, 
     SweepStudy.of_run(runs[0], runs[0].config()).ask()
 
     assert [len(SweepStudy.of_run(run, run.config()).records()) for run in runs] == [1, 0]
+    moved = RunFolder(runs[0].path.rename(tmp_path / "moved"))
+    assert len(SweepStudy.of_run(moved, moved.config()).records()) == 1
+    runs[0] = moved
     assert not (runs[0].path / "study.db").exists()
     own = RunFolder.create(str(tmp_path), "own", sweep())
     SweepStudy.of_run(own, own.config()).ask()
     assert len(SweepStudy.of_run(RunFolder.find(str(own.path)), RunFolder.find(str(own.path)).config()).records()) == 1
     assert (own.path / "study.db").exists()
+
+
+@pytest.mark.parametrize("lost", ["the study", "its trials", "its name"])
+def test_a_study_that_is_gone_from_its_database_is_not_begun_anew(tmp_path: Path, tables: Path, lost: str) -> None:
+    url = f"sqlite:///{tables}"
+    run = RunFolder.create(str(tmp_path), f"gone-{lost}", sweep(search={"study": url}))
+    SweepStudy.of_run(run, run.config()).ask()
+    run.trial(0).mkdir(parents=True)
+    if lost == "its name":
+        (run.path / "environment.json").write_text("{}")
+    else:
+        optuna.delete_study(study_name=run.study_name, storage=url)
+    if lost == "its trials":
+        optuna.create_study(study_name=run.study_name, storage=url, direction="maximize")
+    studies = optuna.get_all_study_names(url)
+
+    with pytest.raises(RunError, match="put a copy of it back"):
+        SweepStudy.of_run(run, run.config())
+    assert optuna.get_all_study_names(url) == studies
+
+
+def test_a_lock_that_can_t_be_made_is_the_users_error(config: SweepConfig, tmp_path: Path) -> None:
+    run = RunFolder.create(str(tmp_path), "run", config)
+    (run.path / ".lock").mkdir()
+    with pytest.raises(RunError, match="can't be written: Is a directory"):
+        run.lock()
+
+
+def test_what_a_killed_process_has_left_half_written_is_rolled_back(tmp_path: Path) -> None:
+    """SQLite can't do that where the file is opened to be read only, and calls it damaged."""
+    run = RunFolder.create(str(tmp_path), "run", sweep())
+    SweepStudy.of_run(run, run.config()).ask()
+    code = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")  # pages go to the file before the commit, and so the journal is there
+database.execute("BEGIN")
+database.execute("CREATE TABLE filler (text)")
+database.executemany("INSERT INTO filler VALUES (?)", [("x" * 1000,)] * 2000)
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code, run.path / "study.db"])
+    assert (run.path / "study.db-journal").exists()
+    study = SweepStudy.of_run(run, run.config())
+    assert [record.state for record in study.records()] == ["running"]
+    assert study.ask()[0] == 1

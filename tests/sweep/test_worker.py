@@ -1,6 +1,10 @@
+import errno
+
 import pytest
 
-from rayft.sweep.worker import has_leaked
+from rayft.errors import CheckpointError
+from rayft.sweep.worker import describe, has_leaked
+from tests.training.conftest import ALONE
 
 GB = 10**9
 
@@ -23,3 +27,17 @@ def test_a_worker_has_leaked_if_it_has_grown_and_its_node_is_short_of_memory(
     held: int, available: int, expected: bool
 ) -> None:
     assert has_leaked(first=3 * GB, held=held, available=available, total=100 * GB) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "storage", "OSError: [Errno 28] No space left on device"),
+        (PermissionError(errno.EACCES, "Access Denied"), "storage", "PermissionError: [Errno 13] Access Denied"),
+        (CheckpointError("it is damaged"), "error", "CheckpointError: it is damaged"),
+        (ZeroDivisionError("division by zero"), "error", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_no_trial_can_help_is_told_from_what_one_can(error: Exception, kind: str, reason: str) -> None:
+    failure = describe(error, ALONE)
+    assert (failure.kind, failure.reason, failure.restarts) == (kind, reason, False)

@@ -13,7 +13,7 @@ from rayft.config import Hyperparameters, StrategyName
 from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Rows, Splits
 from rayft.strategies import get_strategy
-from rayft.training.acceleration import PLAIN
+from rayft.training.acceleration import PLAIN, Acceleration
 from rayft.training.forward import Forward
 from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.loop import FineTuning
@@ -63,6 +63,7 @@ def fine_tuning(
     epochs: int = 3,
     workers: Workers = ALONE,
     micro_batch: int | None = None,
+    acceleration: Acceleration = PLAIN,
 ) -> FineTuning:
     """A trial on the tiny BERT."""
     return FineTuning(
@@ -74,6 +75,7 @@ def fine_tuning(
         seed=seed,
         workers=workers,
         micro_batch=micro_batch,
+        acceleration=acceleration,
     )
 
 

@@ -1,3 +1,4 @@
+import logging
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 from rayft.config import STRATEGIES, StrategyName
 from rayft.data.encode import EncodedData
 from rayft.errors import CheckpointError
+from rayft.training.acceleration import Acceleration
 from rayft.training.checkpoint import read_checkpoint
 from rayft.training.failures import DivergedError
 from rayft.training.loop import FineTuning, seed_generators
@@ -247,3 +249,16 @@ def test_rows_of_the_vocabulary_that_no_batch_holds_are_left_out_and_nothing_cha
         train(trial, 1)
     assert compact.history[1].metrics == pytest.approx(whole.history[1].metrics, rel=1e-3)
     assert resumed.history[1].metrics == pytest.approx(whole.history[1].metrics, rel=1e-3)
+
+
+def test_a_trial_that_goes_on_in_another_precision_says_so(
+    data: EncodedData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("rayft"), "propagate", True)
+    low = fine_tuning(data, hyperparameters(), acceleration=Acceleration(torch.bfloat16))
+    low.train_epoch()
+    low.pack().write(tmp_path / "checkpoint-1")
+    fine_tuning(data, hyperparameters(), acceleration=Acceleration(torch.bfloat16)).resume(tmp_path / "checkpoint-1")
+    assert not caplog.records
+    fine_tuning(data, hyperparameters()).resume(tmp_path / "checkpoint-1")
+    assert "was trained in bf16 up to epoch 1, and goes on in fp32" in caplog.text

@@ -34,7 +34,19 @@ def without_background_writes(trial_checkpoints: Any) -> None:
     checkpoints.save = save_and_wait
 
 
+def without_onednn(acceleration: Any) -> None:
+    """Products in float32 are torch's own, which are MKL's."""
+    acceleration.choose_onednn = lambda *_: False
+
+
+def without_warm_groups(worker: Any) -> None:
+    """A group's workers end after each trial, and new ones are started for the next."""
+    worker.TrialWorker.must_be_recycled = lambda self, trial: self._trial not in (None, trial)
+
+
 PARTS = {
+    "onednn": ("rayft.training.acceleration", without_onednn),
+    "warm-groups": ("rayft.sweep.worker", without_warm_groups),
     "buckets": ("rayft.data.batches", without_buckets),
     "background-writes": ("rayft.sweep.trial_checkpoints", without_background_writes),
 }
