@@ -15,6 +15,10 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 RUN_LINE = "run folder "
 """What the line begins with in which a job says where its run is."""
 POLL_SECONDS = 1.0
+NO_AGENT = "No available agent"
+"""What the server says for as long as the process on its head that starts jobs isn't up."""
+AGENT_SECONDS = 60.0
+"""How long a head that has just been started is waited for."""
 
 Given = TypeVar("Given")
 
@@ -62,10 +66,15 @@ class JobServer:
 
     def submit(self, command: str, runtime_env: dict[str, Any], name: str) -> str:
         """Starts a job; returns its id."""
-        metadata = {"rayft": name}
-        return str(
-            self._asked(lambda: self._client.submit_job(entrypoint=command, runtime_env=runtime_env, metadata=metadata))
-        )
+        job = {"entrypoint": command, "runtime_env": runtime_env, "metadata": {"rayft": name}}
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return str(self._asked(lambda: self._client.submit_job(**job)))
+            except ClusterError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
 
     def jobs(self) -> list[Job]:
         """All sweeps that the cluster remembers, the newest first."""

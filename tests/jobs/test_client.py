@@ -8,6 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import ray
 
+from rayft.errors import ClusterError
+from rayft.jobs import client
+from rayft.jobs.client import JobServer
 from tests.test_cli import exit_status
 
 JOB = "raysubmit_1"
@@ -56,16 +59,20 @@ class BreakingServer(BaseHTTPRequestHandler):
         self.wfile.write(bytes([0x81, len(text)]) + text)  # and no close frame after it
 
 
-@pytest.fixture
-def breaking() -> Iterator[str]:
-    """The server's address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BreakingServer)
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server, which ends with the iteration."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def breaking() -> Iterator[str]:
+    yield from serving(BreakingServer)
 
 
 def test_a_connection_that_breaks_leaves_the_job_and_says_how_to_come_back(
@@ -78,3 +85,37 @@ def test_a_connection_that_breaks_leaves_the_job_and_says_how_to_come_back(
     assert shown.err.startswith(f"rayft: lost touch with job {JOB}: ")
     assert f"job {JOB} runs on:" in shown.err
     assert f"rayft logs {JOB} --address {breaking}   follows it" in shown.err
+
+
+class StartingHead(BreakingServer):
+    """A job server whose head can't start jobs yet: the first submissions are refused, as Ray does it."""
+
+    refusals = 2
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if type(self).refusals > 0:
+            type(self).refusals -= 1
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b"No available agent to submit job, please try again later.")
+        else:
+            self._answer({"job_id": JOB, "submission_id": JOB})
+
+
+@pytest.fixture
+def starting(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(StartingHead, "refusals", 2)
+    yield from serving(StartingHead)
+
+
+def test_a_head_that_has_just_been_started_is_waited_for(starting: str) -> None:
+    assert JobServer(starting).submit("true", {}, "reviews") == JOB
+    assert StartingHead.refusals == 0
+
+
+def test_a_head_that_never_starts_jobs_is_a_named_error(starting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "AGENT_SECONDS", 0.0)
+    with pytest.raises(ClusterError, match="No available agent to submit job"):
+        JobServer(starting).submit("true", {}, "reviews")
