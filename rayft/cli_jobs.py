@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayft.cli_options import Overrides, SweepPath, holds_secret, located, run_name, shown_path
-from rayft.errors import SWEEP_FILE, ClusterError, Fault, RayftError, RunError, UserError
+from rayft.cli_options import Overrides, SweepPath, located, run_name, shown_path
+from rayft.config import NO_CREDENTIALS, holds_credentials
+from rayft.errors import ClusterError, Fault, RayftError, RunError, UserError
 from rayft.sweep_file import load_sweep
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ ServerAddress = Annotated[
     str, typer.Option("--address", help="The cluster's job server, such as http://127.0.0.1:8265.", show_default=False)
 ]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id or the run's name.", show_default=False)]
-
-NO_SECRET = "must hold no credentials; the environment of the store's own tools may"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -51,9 +50,6 @@ def submit(
     run = run_name(file.stem if name is None else name)
     if environment not in ("install", "cluster"):
         raise typer.BadParameter(f"must be install or cluster, but got {environment!r}", param_hint="--environment")
-    with located(file):
-        if holds_secret(config.storage):  # all who see the job could read it
-            raise RunError([Fault(SWEEP_FILE, NO_SECRET, "storage")])
     from rayft.jobs import package
     from rayft.jobs.client import JobServer
 
@@ -140,8 +136,8 @@ def _check_resume(run: str, others: dict[str, object]) -> None:
     """Refuses what would be ignored, and a run's address that all who see the job must not read."""
     rule = "can't be used with --resume, which goes on with the sweep that is in the run"
     faults = [Fault(option, rule) for option, value in others.items() if value is not None and value != []]
-    if holds_secret(run):
-        faults.append(Fault("--resume", NO_SECRET))
+    if holds_credentials(run):
+        faults.append(Fault("--resume", NO_CREDENTIALS))
     if faults:
         raise RunError(faults)
 

@@ -34,11 +34,6 @@ def run_name(name: str) -> str:
     return name
 
 
-def holds_secret(address: str) -> bool:
-    """Whether an address has credentials in it; a secret may hold a slash, and what is after a port is none."""
-    return re.match(r"[\w+.-]+://([^/]*|[^/:]*:(?!\d+/)[^@]*)@", address) is not None
-
-
 @contextlib.contextmanager
 def located(file: Path) -> Iterator[None]:
     """Gives faults that were found late the sweep file and the line of their key."""

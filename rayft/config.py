@@ -33,6 +33,7 @@ from rayft.config_space import (
 
 __all__ = [
     "METRICS",
+    "NO_CREDENTIALS",
     "SOME_STRATEGIES_ONLY",
     "STRATEGIES",
     "STRATEGY_HYPERPARAMETERS",
@@ -55,6 +56,7 @@ __all__ = [
     "TrainingConfig",
     "Value",
     "as_list",
+    "holds_credentials",
     "with_absolute_paths",
 ]
 
@@ -62,6 +64,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 MetricName = Literal["loss", "accuracy", "macro_f1", "weighted_f1", "matthews_correlation"]
 Mode = Literal["min", "max"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
+
+NO_CREDENTIALS = "must hold no credentials; the environment of the store's own tools may"
 
 
 def _is_source(value: Any) -> bool:
@@ -236,8 +240,8 @@ class SweepConfig(StrictModel):
     @field_validator("storage")
     @classmethod
     def _holds_no_credentials(cls, storage: str) -> str:
-        if re.match(r"\w+://[^/]*@", storage):
-            raise ValueError("must hold no credentials; the environment of the store's own tools may")
+        if holds_credentials(storage):  # all who see the run, or its job on a cluster, could read them
+            raise ValueError(NO_CREDENTIALS)
         return storage
 
     @field_validator("search_space", mode="before")
@@ -269,6 +273,11 @@ class SweepConfig(StrictModel):
         if faults:
             raise FaultList(faults)
         return self
+
+
+def holds_credentials(address: str) -> bool:
+    """Whether a storage address has some in it; a secret may hold a slash, and what is after a port is none."""
+    return re.match(r"[\w+.-]+://([^/]*|[^/:]*:(?!\d+/)[^@]*)@", address) is not None
 
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:

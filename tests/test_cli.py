@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from rayft import __version__, cli
-from rayft.cli_options import holds_secret
 from rayft.errors import SWEEP_FILE, DataError, Fault, InterruptedSweep, RayftError, SweepFailedError, VerificationError
 from tests.conftest import WORDS
 
@@ -179,20 +178,6 @@ def test_a_job_that_goes_on_with_a_run_takes_no_other_sweep(folder: Path) -> Non
     faults = refused("submit", "a.yaml", "--resume", "~/runs/a", *others, *NOWHERE)
     assert [fault.partition(": ")[0] for fault in faults] == ["--set", "--storage", "--name"]
     assert all("can't be used with --resume" in fault for fault in faults)
-
-
-@pytest.mark.parametrize(
-    ("address", "has_secret"),
-    [
-        ("runs", False),
-        ("s3://bucket/me@home", False),
-        ("hdfs://head:8020/user@home", False),
-        ("s3://KEY:SEC/RET@bucket", True),
-        ("abfs+x://token@account/runs", True),
-    ],
-)
-def test_what_of_an_address_is_a_secret(address: str, has_secret: bool) -> None:
-    assert holds_secret(address) is has_secret
 
 
 def exit_status(arguments: list[str]) -> int:

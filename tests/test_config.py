@@ -16,6 +16,7 @@ from rayft.config import (
     SearchConfig,
     SweepConfig,
     TrainingConfig,
+    holds_credentials,
     with_absolute_paths,
 )
 from rayft.config_faults import LONGEST_VALUE, FaultList, rule_of, shown, unknown_key_rule
@@ -556,3 +557,17 @@ def test_what_makes_compiling_slow_is_said() -> None:
     assert sweep(training={"compile": True}).notes == []
     notes = sweep(training={"compile": True}, search_space={"dropout": [0.0, 0.1]}).notes
     assert len(notes) == 1 and "search_space.dropout" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "has_some"),
+    [
+        ("runs", False),
+        ("s3://bucket/me@home", False),
+        ("hdfs://head:8020/user@home", False),
+        ("s3://KEY:SEC/RET@bucket", True),
+        ("abfs+x://token@account/runs", True),
+    ],
+)
+def test_what_of_an_address_are_credentials(address: str, has_some: bool) -> None:
+    assert holds_credentials(address) is has_some
