@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import urlsplit
 
+from rayft.config import NO_CREDENTIALS, holds_credentials
+
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
@@ -200,8 +202,8 @@ def _open(address: str) -> "tuple[FileSystem, str]":
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     parts = urlsplit(address)
-    if "@" in parts.netloc:  # it would be in sweep.yaml, in logs and in messages
-        raise ValueError("must hold no credentials, which belong in the environment")
+    if holds_credentials(address):  # they would be in sweep.yaml, in logs and in messages
+        raise ValueError(NO_CREDENTIALS)
     if parts.scheme == "s3" and not parts.query:
         return _s3(parts.netloc), f"{parts.netloc}{parts.path}".rstrip("/")
     try:
