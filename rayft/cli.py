@@ -87,7 +87,7 @@ def trials(run: RunAddress, as_json: Annotated[bool, typer.Option("--json", help
     if as_json:
         typer.echo(json.dumps(trials_json(records), indent=2))
     else:
-        output_console().print(trials_table(records, config.search.metric, config.search.direction))
+        output_console().print(trials_table(records, config.metric, config.mode))
 
 
 @app.command()
@@ -187,7 +187,7 @@ def _show(finished: "Finished") -> None:
 
     console, search = output_console(), finished.config.search
     run = finished.run.remote_address or shown_path(finished.run.path)
-    console.print(trials_table(finished.records, search.metric, search.direction))
+    console.print(trials_table(finished.records, finished.config.metric, finished.config.mode))
     console.print(winner_table(finished.best, Path(shown_path(finished.run.best))))
     commands = [f"tensorboard {run}", f"trials {run}", f"resume {run} --trials {2 * search.trials}"]
     console.print("next:  " + "\n       ".join(f"rayft {command}" for command in commands))

@@ -21,9 +21,11 @@ from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.mirror import mirrored, publish_model
 from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.ranking import leaders
+from rayft.sweep.read_data import read_data
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.search import search
 from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.tasks import get_task
 from rayft.training.results import EpochResult
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         SweepFailedError: No trial gave a model.
         InterruptedSweep: It was interrupted and can be resumed.
     """
-    config = with_absolute_paths(config)
-    splits = load_splits(config.data, config.search.seed)
+    config, splits = read_data(with_absolute_paths(config))
     for note in (*config.notes, *splits.notes):
         progress.note(note)
     run = RunFolder.create(config.storage, name, config)
@@ -97,7 +98,7 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
             run.write_config(config)
         # A driver that was killed before it had encoded the data starts from the user's files again.
         encoded = run.obtain("encoded") and (run.encoded / MANIFEST).exists()
-        splits = None if encoded else load_splits(config.data, config.search.seed)
+        splits = None if encoded else load_splits(config.data, config.search.seed, get_task(config.task))
         return _run(config, run, address, progress, watchers, splits)
 
 
@@ -108,7 +109,7 @@ def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> Trial
         SweepFailedError: There is none.
     """
     records = study.records()
-    for trial in leaders(records, config.search.direction, len(records)):
+    for trial in leaders(records, config.mode, len(records)):
         if trial.checkpoint is not None and run.obtain(trial.checkpoint):
             return trial
     raise SweepFailedError(_why_nothing_won(records))

@@ -6,7 +6,7 @@ Imports neither torch nor ray, so that `rayft --help` and a typo's error are ins
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
@@ -30,9 +30,18 @@ from rayft.config_space import (
     start_faults,
     strategy_faults,
 )
+from rayft.config_tasks import (
+    LOWER_IS_BETTER,
+    TASK_COLUMNS,
+    TASK_DATA_KEYS,
+    TASK_HYPERPARAMETERS,
+    TASK_RULES,
+    MetricName,
+    TaskName,
+    TaskRules,
+)
 
 __all__ = [
-    "METRICS",
     "NO_CREDENTIALS",
     "SOME_STRATEGIES_ONLY",
     "STRATEGIES",
@@ -53,6 +62,7 @@ __all__ = [
     "StrategyName",
     "StrictModel",
     "SweepConfig",
+    "TaskName",
     "TrainingConfig",
     "Value",
     "as_list",
@@ -61,9 +71,7 @@ __all__ = [
 ]
 
 Precision = Literal["auto", "fp32", "bf16"]
-MetricName = Literal["loss", "accuracy", "macro_f1", "weighted_f1", "matthews_correlation"]
 Mode = Literal["min", "max"]
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
 
 NO_CREDENTIALS = "must hold no credentials; the environment of the store's own tools may"
 
@@ -76,6 +84,10 @@ def _is_text_columns(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and len(value) == 2 and _is_source([*value]))
 
 
+def _is_label_columns(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and len(value) >= 2 and _is_source([*value]))
+
+
 _FILES = "a file, a glob, a list of files, a saved dataset folder or hub:NAME[:CONFIG]"
 Source = Annotated[str | list[str], must_be(_FILES, _is_source)]
 SourceOrFraction = Annotated[
@@ -86,21 +98,34 @@ TextColumns = Annotated[
     str | Annotated[tuple[str, str], Strict(False)],  # YAML has lists only
     must_be("a column, or a list of two columns", _is_text_columns),
 ]
+LabelColumns = Annotated[
+    str | Annotated[tuple[str, ...], Strict(False)],
+    must_be("a column, or a list of at least two columns of 0 and 1", _is_label_columns),
+]
 
 
 class Columns(StrictModel):
-    """Which columns hold what."""
+    """Which columns hold what; each task reads some of these."""
 
     text: TextColumns = "text"
     """The text column, or a list of two for pairs."""
-    label: str = "label"
+    label: LabelColumns = "label"
+    """The label column, a number's for regression; or one column of 0 and 1 for each of several labels."""
+    tokens: str = "tokens"
+    """Lists of words."""
+    tags: str = "tags"
+    """Lists of tags, one for each word."""
+    messages: str | None = None
+    """Chats, as lists of {role, content}, in place of text."""
+    image: str = "image"
+    """Images, as bytes or as paths from the file that names them."""
 
 
 class DataConfig(StrictModel):
-    """Where the rows come from and how they become token ids."""
+    """Where the rows come from and how they become what the model reads."""
 
     train: Source
-    """A file, a glob, a list of files, a saved dataset folder, or hub:NAME[:CONFIG]."""
+    """A file, a glob, a list of files, a saved dataset folder, a folder of class folders, or hub:NAME[:CONFIG]."""
     validation: SourceOrFraction = 0.15
     """Files, or the fraction of train that is held out, stratified by label and seeded."""
     test: SourceOrFraction | None = None
@@ -111,6 +136,8 @@ class DataConfig(StrictModel):
     max_length: int = Field(128, ge=4)
     """Tokens per row; what is longer is cut."""
     on_bad_row: Literal["error", "drop"] = "error"
+    class_weights: Literal["balanced"] | None = None
+    """balanced gives each class the same weight in the loss, however few rows it has."""
 
 
 class TrainingConfig(Hyperparameters):
@@ -144,9 +171,10 @@ def parse_duration(raw: Any) -> Any:
 class SearchConfig(StrictModel):
     """What is searched for, how long, and by which sampler."""
 
-    metric: MetricName = "accuracy"
+    metric: MetricName | None = None
+    """The task's own if not given; see `SweepConfig.metric`."""
     mode: Mode | None = None
-    """Follows from the metric if not given."""
+    """Follows from the metric if not given; see `SweepConfig.mode`."""
     trials: int = Field(16, ge=1)
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(None, gt=0)
     """Seconds, or 90s, 30m, 1h30m: no epoch is started after it."""
@@ -166,11 +194,6 @@ class SearchConfig(StrictModel):
         ):
             raise ValueError("must hold no password; the database's own environment variables or password file may")
         return url
-
-    @property
-    def direction(self) -> Mode:
-        """Whether less or more of the metric is better."""
-        return self.mode or ("min" if self.metric == "loss" else "max")
 
 
 class EarlyStoppingConfig(StrictModel):
@@ -210,7 +233,7 @@ class SweepConfig(StrictModel):
 
     model: str = Field(min_length=1)
     """Hub id or local folder."""
-    task: Literal["text-classification"] = "text-classification"
+    task: TaskName = "text-classification"
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     search_space: dict[str, Domain] = Field(default_factory=dict)
@@ -220,6 +243,21 @@ class SweepConfig(StrictModel):
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field("runs", min_length=1)
     """A folder, or an address such as s3://BUCKET/PREFIX; credentials and endpoint come from the environment."""
+
+    @property
+    def rules(self) -> TaskRules:
+        """What the task reads."""
+        return TASK_RULES[self.task]
+
+    @property
+    def metric(self) -> MetricName:
+        """What is searched for."""
+        return self.search.metric or self.rules.default_metric
+
+    @property
+    def mode(self) -> Mode:
+        """Whether less or more of it is better."""
+        return self.search.mode or ("min" if self.metric in LOWER_IS_BETTER else "max")
 
     @property
     def strategies(self) -> list[StrategyName]:
@@ -268,11 +306,49 @@ class SweepConfig(StrictModel):
             rule = f"must be <= training.epochs {self.training.epochs}, but got {self.early_stopping.grace_epochs}"
             faults.append(("early_stopping.grace_epochs", rule))
         faults += strategy_faults(self.search_space, self.training, self.strategies)
-        if self.data.unlabeled is not None and "adversarial" not in self.strategies:
+        faults += self._task_faults()
+        if self.data.unlabeled is not None and "adversarial" not in self.strategies and "unlabeled" in self._data_keys:
             faults.append(("data.unlabeled", "no strategy of this sweep reads it; adversarial would"))
         if faults:
             raise FaultList(faults)
         return self
+
+    @property
+    def _data_keys(self) -> frozenset[str]:
+        return self.rules.data_keys
+
+    def _task_faults(self) -> Faults:
+        """What the task doesn't read, measure or train with."""
+        rules = self.rules
+        faults: Faults = []
+        given = {
+            "training": (self.training.model_fields_set & TASK_HYPERPARAMETERS, rules.hyperparameters),
+            "search_space": (self.search_space.keys() & TASK_HYPERPARAMETERS, rules.hyperparameters),
+            "data": (self.data.model_fields_set & TASK_DATA_KEYS, rules.data_keys),
+            "data.columns": (self.data.columns.model_fields_set & TASK_COLUMNS, rules.columns),
+        }
+        for section, (keys, read) in given.items():
+            for key in sorted(keys - read):
+                known = f"; of its kind it reads {', '.join(sorted(read))}" if read else ""
+                faults.append((f"{section}.{key}", f"task {self.task} doesn't read it{known}"))
+        if self.task == "causal-lm" and {"text", "messages"} <= self.data.columns.model_fields_set:
+            faults.append(("data.columns", "causal-lm trains on text or on messages, not both"))
+        if self.search.metric is not None and self.search.metric not in self._known_metrics:
+            measured = ", ".join(self._known_metrics)
+            rule = f"must be one that task {self.task} measures, {measured}, but got {self.search.metric!r}"
+            faults.append(("search.metric", rule))
+        for strategy in self.strategies:
+            if strategy in rules.refused:
+                section = "search_space" if "strategy" in self.search_space else "training"
+                rule = f"strategy {strategy} can't be used for task {self.task}: {rules.refused[strategy]}"
+                faults.append((f"{section}.strategy", rule))
+        return faults
+
+    @property
+    def _known_metrics(self) -> tuple[MetricName, ...]:
+        """Text classification may turn out to have several labels a row once the data is read."""
+        several = TASK_RULES["multi-label-classification"].metrics if self.task == "text-classification" else ()
+        return tuple(dict.fromkeys((*self.rules.metrics, *several)))
 
 
 def holds_credentials(address: str) -> bool:

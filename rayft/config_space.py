@@ -75,6 +75,12 @@ class Hyperparameters(StrictModel):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides every dropout of the model; without it the model's own stay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    flip: bool = False
+    """Half of the training images are mirrored."""
+    crop: float = Field(0.0, ge=0, lt=1)
+    """Training images are cut to a part of at least 1 minus this of their area, and resized."""
+    randaugment: int = Field(0, ge=0, le=30)
+    """Training images go through two operations of RandAugment (Cubuk et al. 2020) at this magnitude; 0 is none."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are clipped to this norm; null clips nothing."""
     l2_sp: float = Field(0.0, ge=0)

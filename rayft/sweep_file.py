@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rayft.config import SweepConfig
+from rayft.config import SweepConfig, TaskName
 from rayft.config_faults import FaultList, rule_of, shown
 from rayft.errors import SWEEP_FILE, ConfigError, Fault
 
@@ -77,6 +77,22 @@ def load_sweep(path: Path, overrides: list[str] | None = None) -> SweepConfig:
     except ValidationError as error:
         pairs = [pair for entry in error.errors() for pair in _faults_of(entry)]
     raise ConfigError([Fault(_place(path, key, places), rule, key) for key, rule in dict.fromkeys(pairs)])
+
+
+def with_task(config: SweepConfig, task: TaskName) -> SweepConfig:
+    """The same sweep for the task that its data turned out to be for.
+
+    Raises:
+        ConfigError: It asks for what that task doesn't have.
+    """
+    if task == config.task:
+        return config
+    raw = config.model_dump(mode="json", exclude_unset=True) | {"task": task}
+    try:
+        return SweepConfig.model_validate(raw)
+    except ValidationError as error:
+        pairs = [pair for entry in error.errors() for pair in _faults_of(entry)]
+    raise ConfigError([Fault(SWEEP_FILE, rule, key) for key, rule in dict.fromkeys(pairs)])
 
 
 def locate(path: Path, faults: list[Fault]) -> list[Fault]:

@@ -5,7 +5,6 @@ import pytest
 from pydantic import ValidationError
 
 from rayft.config import (
-    METRICS,
     SOME_STRATEGIES_ONLY,
     STRATEGIES,
     STRATEGY_HYPERPARAMETERS,
@@ -20,6 +19,7 @@ from rayft.config import (
     with_absolute_paths,
 )
 from rayft.config_faults import LONGEST_VALUE, FaultList, rule_of, shown, unknown_key_rule
+from rayft.config_tasks import TASK_RULES
 
 
 def sweep(**keys: Any) -> SweepConfig:
@@ -40,10 +40,11 @@ def faults(**keys: Any) -> dict[str, str]:
 
 def test_defaults_of_a_minimal_sweep() -> None:
     config = sweep()
+    assert config.metric == "accuracy"
     assert (config.task, config.storage, config.strategies) == ("text-classification", "runs", ["full"])
     assert (config.data.validation, config.data.test, config.data.columns.text) == (0.15, None, "text")
     assert (config.training.epochs, config.training.learning_rate, config.training.batch_size) == (4, 5e-5, 16)
-    assert (config.search.trials, config.search.time_limit, config.search.direction) == (16, None, "max")
+    assert (config.search.trials, config.search.time_limit, config.mode) == (16, None, "max")
     assert config.early_stopping is not None
     assert (config.early_stopping.grace_epochs, config.early_stopping.reduction_factor) == (1, 3)
     assert (config.cluster.concurrent_trials, config.cluster.gpus_per_worker) == ("auto", "auto")
@@ -60,11 +61,11 @@ def test_every_strategy_specific_hyperparameter_exists() -> None:
     assert {"learning_rate", "batch_size", "strategy"}.isdisjoint(SOME_STRATEGIES_ONLY)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", TASK_RULES["text-classification"].metrics)
 def test_the_direction_follows_from_the_metric_unless_given(metric: str) -> None:
-    assert SearchConfig.model_validate({"metric": metric}).direction == ("min" if metric == "loss" else "max")
-    assert SearchConfig.model_validate({"metric": metric, "mode": "min"}).direction == "min"
-    assert SearchConfig.model_validate({"metric": metric, "mode": "max"}).direction == "max"
+    assert sweep(search={"metric": metric}).mode == ("min" if metric == "loss" else "max")
+    assert sweep(search={"metric": metric, "mode": "min"}).mode == "min"
+    assert sweep(search={"metric": metric, "mode": "max"}).mode == "max"
 
 
 @pytest.mark.parametrize(

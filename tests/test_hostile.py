@@ -17,6 +17,7 @@ from rayft.errors import RunError, UserError
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.study import SweepStudy
 from tests.sweep.conftest import sweep
+from tests.texts import TEXTS
 
 LONG = "word " * 2_000_000
 
@@ -73,8 +74,8 @@ def test_a_line_of_ten_megabytes_is_read_as_any_other(tmp_path: Path, suffix: st
     path = tmp_path / f"train.{suffix}"
     rows = [{"text": text, "label": label} for text, label in ((LONG, "a"), ("b", "b"), ("c", "a"), ("d", "b"))]
     write(path, rows)
-    splits = load_splits(DataConfig(train=str(path), validation=0.5), seed=0)
-    texts = [text for rows in splits.present().values() for text in rows.texts]
+    splits = load_splits(DataConfig(train=str(path), validation=0.5), seed=0, task=TEXTS)
+    texts = [text for rows in splits.present().values() for text in rows.inputs["text"]]
     assert max(map(len, texts)) >= len(LONG.strip())
 
 

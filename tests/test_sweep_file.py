@@ -1,12 +1,15 @@
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from rayft.config import STRATEGIES, STRATEGY_HYPERPARAMETERS, SweepConfig, with_absolute_paths
+from rayft.config import STRATEGIES, STRATEGY_HYPERPARAMETERS, Columns, SweepConfig, with_absolute_paths
+from rayft.config_tasks import MetricName
 from rayft.errors import SWEEP_FILE, ConfigError, Fault
 from rayft.sweep_file import MAX_BYTES, dump_sweep, load_sweep, locate
+
+METRICS = get_args(MetricName)
 
 SEARCH_SPACES = Path(__file__).parent.parent / "search_spaces"
 FILE = Path("sweep.yaml")
@@ -266,7 +269,7 @@ def test_every_fault_at_once_each_at_its_line() -> None:
         "  batch_size: [8,\n"
         "               0]\n"
         "search:\n"
-        "  metric: f1\n"
+        "  metric: accurate\n"
         "early_stopping: {grace: 1}\n"
     )
     found = sorted(faults(content), key=lambda fault: (len(fault.split(": ")[0]), fault))
@@ -280,8 +283,9 @@ def test_every_fault_at_once_each_at_its_line() -> None:
         "sweep.yaml:14: search_space.learning_rate.high: is missing",
         "sweep.yaml:16: search_space.learning_rate.hihg: unknown key",
         "sweep.yaml:17: search_space.batch_size: must be >= 1",
-        "sweep.yaml:20: search.metric: must be one of 'loss', 'accuracy', 'macro_f1', 'weighted_f1' or "
-        "'matthews_correlation'",
+        "sweep.yaml:20: search.metric: must be one of "
+        + ", ".join(f"'{name}'" for name in METRICS[:-1])
+        + f" or '{METRICS[-1]}'",
         "sweep.yaml:21: early_stopping.grace: unknown key",
     ]
 
@@ -376,8 +380,8 @@ def test_late_faults_get_the_line_of_their_key(folder: Path) -> None:
         ("training.dropout=", "training", "dropout", None),
         ("training.strategy=lora", "training", "strategy", "lora"),
         ("data.train=[a.csv, b.csv]", "data", "train", ["a.csv", "b.csv"]),
-        ("data.columns={text: [a, b]}", "data", "columns", {"text": ("a", "b"), "label": "label"}),
-        ("data.columns.label=stars", "data", "columns", {"text": "body", "label": "stars"}),
+        ("data.columns={text: [a, b]}", "data", "columns", Columns(text=("a", "b")).model_dump()),
+        ("data.columns.label=stars", "data", "columns", Columns(text="body", label="stars").model_dump()),
         ("cluster.gpus_per_worker=0.5", "cluster", "gpus_per_worker", 0.5),
         ("early_stopping.reduction_factor=4", "early_stopping", "reduction_factor", 4),
     ],

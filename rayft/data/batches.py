@@ -1,7 +1,5 @@
 """Which rows train and are scored together, and the padded tensors of such a batch."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -73,8 +71,8 @@ def shard(indices: Indices, rank: int, world_size: int) -> Indices:
     return indices[rank::world_size]
 
 
-def collate(split: EncodedSplit, indices: Indices, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """The model's inputs for some rows, padded on the right to the longest of them.
+def token_inputs(split: EncodedSplit, indices: Indices, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """The model's inputs for some rows of tokens, padded on the right to the longest of them.
 
     Args:
         split: Where the rows are.
@@ -82,26 +80,29 @@ def collate(split: EncodedSplit, indices: Indices, pad_token_id: int) -> dict[st
         pad_token_id: What fills input_ids.
 
     Returns:
-        int64 tensors: input_ids, attention_mask and, if the tokenizer gives them, token_type_ids, all of shape
-        [rows, longest]; labels of shape [rows], if the split has any.
+        int64 tensors of shape [rows, longest]: input_ids, attention_mask and, if the tokenizer gives them,
+        token_type_ids.
     """
     assert len(indices), "a batch without rows"
-    lengths = split.lengths[indices]
-    mask = np.arange(lengths.max()) < lengths[:, None]
+    mask = real_tokens(split, indices)
     batch = {
-        "input_ids": _padded(split.input_ids, indices, mask, pad_token_id),
+        "input_ids": padded(split, "input_ids", indices, mask, pad_token_id),
         "attention_mask": torch.from_numpy(mask.astype(np.int64)),
     }
-    if split.has_token_type_ids:
-        batch["token_type_ids"] = _padded(split.token_type_ids, indices, mask, 0)
-    if split.labels is not None:
-        batch["labels"] = torch.from_numpy(split.labels[indices])
+    if "token_type_ids" in split.columns:
+        batch["token_type_ids"] = padded(split, "token_type_ids", indices, mask, 0)
     return batch
 
 
-def _padded(
-    row: Callable[[int], NDArray[np.integer]], indices: Indices, mask: NDArray[np.bool_], padding: int
-) -> torch.Tensor:
-    padded = np.full(mask.shape, padding, dtype=np.int64)
-    padded[mask] = np.concatenate([row(int(index)) for index in indices])
-    return torch.from_numpy(padded)
+def real_tokens(split: EncodedSplit, indices: Indices) -> NDArray[np.bool_]:
+    """Which places of a padded batch hold tokens, [rows, longest]."""
+    lengths = split.lengths[indices]
+    mask: NDArray[np.bool_] = np.arange(lengths.max()) < lengths[:, None]
+    return mask
+
+
+def padded(split: EncodedSplit, column: str, indices: Indices, mask: NDArray[np.bool_], padding: int) -> torch.Tensor:
+    """Some rows of a list column, filled up where the mask says that there are no tokens; int64."""
+    filled = np.full(mask.shape, padding, dtype=np.int64)
+    filled[mask] = np.concatenate([split.ragged(column, int(index)) for index in indices])
+    return torch.from_numpy(filled)

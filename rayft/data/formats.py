@@ -4,8 +4,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Part:
         cells: The wanted columns that it has, each with one cell per row, as read.
         numbers: Each row's line number, or its row number where lines mean nothing; both from 1.
         by_line: Whether `numbers` are line numbers.
+        folder: Where the file is, which paths in it start from; None for data sets of the hub.
+        places: What messages call each row, if not by its number.
     """
 
     name: str
@@ -37,32 +39,41 @@ class Part:
     cells: dict[str, list[Any]]
     numbers: Sequence[int]
     by_line: bool
+    folder: Path | None = None
+    places: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def place(self, row: int) -> str:
         """Where a row is, as `train.csv:7` or `train.parquet row 3`."""
+        if self.places is not None:
+            return self.places[row]
         return f"{self.name}:{self.numbers[row]}" if self.by_line else f"{self.name} row {self.numbers[row]}"
 
 
-def read_file(path: Path, name: str, wanted: Sequence[str]) -> Part:
+Reader = Callable[[Path, str, Sequence[str]], Part]
+"""Reads the wanted columns of a file, which messages call by a name."""
+
+
+def read_file(path: Path, name: str, wanted: Sequence[str], readers: Mapping[str, Reader]) -> Part:
     """Reads one file by its suffix.
 
     Args:
         path: The file.
         name: What messages call it.
         wanted: The columns to keep; those that the file lacks are left out.
+        readers: What reads it, by suffix.
 
     Raises:
         DataError: The file doesn't parse, or its format is not supported.
         OSError: It can't be read.
     """
-    reader = READERS.get(path.suffix.lower())
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         what = f"but got {path.suffix}" if path.suffix else "but the name has no suffix"
-        raise DataError([Fault(name, f"must be one of {', '.join(READERS)}, {what}")])
-    return reader(path, name, wanted)
+        raise DataError([Fault(name, f"must be one of {', '.join(readers)}, {what}")])
+    return replace(reader(path, name, wanted), folder=path.parent)
 
 
 def first_places(places: Sequence[str]) -> str:
@@ -71,11 +82,11 @@ def first_places(places: Sequence[str]) -> str:
 
 
 def _read_csv(path: Path, name: str, wanted: Sequence[str]) -> Part:
-    return _delimited_part(_records(_read_text(path, name), name, ",", csv.QUOTE_MINIMAL), name, wanted)
+    return _delimited_part(_records(read_text(path, name), name, ",", csv.QUOTE_MINIMAL), name, wanted)
 
 
 def _read_tsv(path: Path, name: str, wanted: Sequence[str]) -> Part:
-    text = _read_text(path, name)
+    text = read_text(path, name)
     try:
         return _delimited_part(_records(text, name, "\t", csv.QUOTE_MINIMAL), name, wanted)
     except DataError as error:
@@ -121,7 +132,7 @@ def _delimited_part(records: Iterator[tuple[int, list[str]]], name: str, wanted:
 
 
 def _read_json(path: Path, name: str, wanted: Sequence[str]) -> Part:
-    text = _read_text(path, name)
+    text = read_text(path, name)
     if not text.lstrip().startswith("["):  # many writers, `datasets` among them, call JSON lines .json
         return _json_lines_part(text, name, wanted)
     try:
@@ -137,7 +148,7 @@ def _read_json(path: Path, name: str, wanted: Sequence[str]) -> Part:
 
 
 def _read_json_lines(path: Path, name: str, wanted: Sequence[str]) -> Part:
-    return _json_lines_part(_read_text(path, name), name, wanted)
+    return _json_lines_part(read_text(path, name), name, wanted)
 
 
 def _json_lines_part(text: str, name: str, wanted: Sequence[str]) -> Part:
@@ -200,7 +211,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str) -> str:
+    """A text file's text; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        DataError: It is UTF-16.
+        OSError: It can't be read.
+    """
     raw = path.read_bytes()
     if raw.startswith(UTF_16):
         raise DataError([Fault(name, "must be UTF-8 text, but is UTF-16; save it as UTF-8")])
@@ -208,7 +225,7 @@ def _read_text(path: Path, name: str) -> str:
     return raw.decode("utf-8-sig", "surrogateescape")
 
 
-READERS = {
+READERS: dict[str, Reader] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".json": _read_json,

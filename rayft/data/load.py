@@ -13,6 +13,8 @@ from rayft.errors import DataError, Fault
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rayft.tasks.base import Task
+
 SplitName = Literal["train", "validation", "test", "unlabeled"]
 
 SPLITS_OF_SAVED: dict[SplitName, tuple[str, ...]] = {
@@ -27,7 +29,9 @@ HUB = "hub:"
 SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 
-def read_source(source: Source, split: SplitName, wanted: Sequence[str]) -> tuple[list[Part], list[Fault]]:
+def read_source(
+    source: Source, split: SplitName, wanted: Sequence[str], task: "Task"
+) -> tuple[list[Part], list[Fault]]:
     """Reads everything that a source names.
 
     Args:
@@ -35,6 +39,7 @@ def read_source(source: Source, split: SplitName, wanted: Sequence[str]) -> tupl
             the current working directory.
         split: Which of these it is.
         wanted: The columns to keep.
+        task: What the rows are for, and so which files may hold them.
 
     Returns:
         What could be read, in order, and the faults of what couldn't.
@@ -43,7 +48,7 @@ def read_source(source: Source, split: SplitName, wanted: Sequence[str]) -> tupl
     names, faults = resolve_source(source, f"data.{split}")
     for name in names:
         try:
-            parts.append(_read_one(name, split, wanted))
+            parts.append(_read_one(name, split, wanted, task))
         except DataError as error:
             faults += error.faults
         except OSError as error:
@@ -86,13 +91,15 @@ def _no_such_file(path: Path) -> str:
     return f"there is no such file{hint}"
 
 
-def _read_one(name: str, split: SplitName, wanted: Sequence[str]) -> Part:
+def _read_one(name: str, split: SplitName, wanted: Sequence[str], task: "Task") -> Part:
     if name.startswith(HUB):
         return _read_hub(name, split, wanted)
     path = Path(name).expanduser()
     if not path.is_dir():
-        return read_file(path, name, wanted)
+        return read_file(path, name, wanted, task.readers)
     if not any((path / file).is_file() for file in SAVED_DATASET_FILES):
+        if part := task.read_folder(path, name, wanted, split):
+            return part
         rule = "a folder must be one that datasets' save_to_disk wrote"
         raise DataError([Fault(name, f"{rule}; for the files in it, give a glob: {path / '*.csv'}", f"data.{split}")])
     return _read_saved(path, name, split, wanted)
@@ -136,7 +143,11 @@ def _dataset_part(loaded: Any, name: str, split: SplitName, wanted: Sequence[str
 
 def _class_names(dataset: "Dataset", column: str, cells: list[Any]) -> list[Any]:
     """A ClassLabel column's names instead of its numbers; the hub's -1 means that the label is withheld."""
-    names = getattr(dataset.features[column], "names", None)
-    if names is None:
-        return cells
-    return [None if cell is None or cell < 0 else names[cell] for cell in cells]
+    feature: Any = dataset.features[column]
+    names = getattr(feature, "names", None)
+    if names is not None:
+        return [None if cell is None or cell < 0 else names[cell] for cell in cells]
+    names = getattr(getattr(feature, "feature", None), "names", None)  # lists of them, such as a sentence's tags
+    if names is not None:
+        return [None if cell is None else [names[index] for index in cell] for cell in cells]
+    return cells

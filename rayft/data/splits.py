@@ -1,19 +1,26 @@
 """The train, validation, test and unlabeled rows of a sweep, checked, split and with their labels as ids."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayft.config import DataConfig, Source
-from rayft.data.check import Table, check_source, column_choice_faults, label_faults, label_names, row_count
-from rayft.data.load import SplitName
+from rayft.config import DataConfig, Source, TaskName
+from rayft.data.check import Table, check_source, column_choice_faults, row_count
+from rayft.data.load import SplitName, read_source
+from rayft.data.quality import quality_notes
 from rayft.errors import DataError, Fault
 
+if TYPE_CHECKING:
+    from rayft.tasks.base import Task
+
 Ids = NDArray[np.int64]
+Labels = NDArray[Any] | list[list[int]]
+"""By row: class ids, int64 of shape [rows]; numbers, float32 of shape [rows]; 0 and 1, float32 of shape [rows, labels];
+or a list of ids, one for each word."""
 
 MAX_CLASSES = 5
 """How many classes a fault names; the count says how many there are."""
@@ -24,17 +31,22 @@ class Rows:
     """The rows of one split.
 
     Attributes:
-        texts: The first text of each row.
-        pairs: The second one, if the task has pairs.
-        labels: Label ids, int64 of shape [rows]; None for unlabeled rows.
+        inputs: What the model reads, by name, such as `text` and `text_pair`; each with one value per row.
+        labels: What it is to predict; None for unlabeled rows, and where the inputs say it.
     """
 
-    texts: list[str]
-    pairs: list[str] | None
-    labels: Ids | None
+    inputs: dict[str, list[Any]]
+    labels: Labels | None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(next(iter(self.inputs.values())))
+
+    def taken(self, indices: Ids) -> "Rows":
+        """Some of the rows, in the order of the indices."""
+        labels = self.labels
+        if labels is not None:
+            labels = [labels[index] for index in indices] if isinstance(labels, list) else labels[indices]
+        return Rows({name: [values[index] for index in indices] for name, values in self.inputs.items()}, labels)
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,12 @@ class Splits:
     """All rows of a sweep.
 
     Attributes:
-        label_names: The name of each label id.
+        task: The task; that of the config, or what its data has turned out to be.
+        label_names: The name of each label id; none where labels are numbers or texts.
         notes: What the user should know: rows left out, duplicates across splits.
     """
 
+    task: TaskName
     train: Rows
     validation: Rows
     test: Rows | None
@@ -64,42 +78,51 @@ class Splits:
         return {name: rows for name, rows in splits.items() if rows is not None}
 
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+def load_splits(config: DataConfig, seed: int, task: "Task") -> Splits:
     """Reads, checks and splits the data.
 
     Args:
         config: The `data` section.
         seed: Decides which rows a fraction holds out. The same files and seed give the same splits.
+        task: What the rows are for.
 
     Raises:
         DataError: With everything that is wrong in any file.
     """
-    choice_faults = column_choice_faults(config.columns)
+    columns = config.columns
+    choice_faults = column_choice_faults([*task.input_columns(columns).values(), *task.label_columns(columns)])
     faults = [*choice_faults]
+    sources = _sources(config)
+    read = {}
+    for split, source in sources.items():
+        wanted = [*task.input_columns(columns).values()]
+        wanted += task.label_columns(columns) if split != "unlabeled" else ()
+        read[split] = read_source(source, split, wanted, task)
+    task = task.refined(columns, read["train"][0])
     notes: list[str] = []
     tables: dict[SplitName, Table] = {}
-    for split, source in _sources(config).items():
-        checked = check_source(split, source, config)
+    for split, source in sources.items():
+        checked = check_source(task, split, read[split], source, config)
         faults += checked.faults
         notes += checked.notes
         if checked.table is not None:
             tables[split] = checked.table
     fractions = _fractions(config)
     if "train" in tables and not choice_faults:
-        faults += label_faults(tables)
-        faults += fraction_faults(tables["train"], fractions)
+        faults += task.label_faults(tables, columns)
+        faults += _fraction_faults(task, tables["train"], config, fractions)
     if faults:
         raise DataError(faults)
-    return _assemble(tables, fractions, seed, notes)
+    return _assemble(task, tables, config, fractions, seed, notes)
 
 
-def stratify(labels: Ids, fractions: Mapping[SplitName, float], seed: int) -> dict[SplitName, Ids]:
-    """Holds out a fraction of every class for each named split; train is what is left.
+def stratify(strata: Ids, fractions: Mapping[SplitName, float], seed: int) -> dict[SplitName, Ids]:
+    """Holds out a fraction of every stratum for each named split; train is what is left.
 
     Which rows one fraction holds out doesn't depend on the fractions after it.
 
     Args:
-        labels: Label ids of shape [rows].
+        strata: Each row's stratum, such as its class, of shape [rows].
         fractions: What share of all rows each split gets.
         seed: Decides which rows.
 
@@ -108,8 +131,8 @@ def stratify(labels: Ids, fractions: Mapping[SplitName, float], seed: int) -> di
     """
     generator = np.random.default_rng(seed)
     chosen: dict[SplitName, list[Ids]] = {split: [] for split in ("train", *fractions)}
-    for label in range(int(labels.max()) + 1):
-        left = generator.permutation(np.flatnonzero(labels == label))
+    for stratum in range(int(strata.max()) + 1):
+        left = generator.permutation(np.flatnonzero(strata == stratum))
         rows = len(left)
         for split, fraction in fractions.items():
             count = held_out(rows, fraction)
@@ -120,50 +143,45 @@ def stratify(labels: Ids, fractions: Mapping[SplitName, float], seed: int) -> di
 
 
 def held_out(rows: int, fraction: float) -> int:
-    """How many of a class's rows a fraction holds out: the nearest whole number."""
+    """How many of a stratum's rows a fraction holds out: the nearest whole number."""
     return math.floor(rows * fraction + 0.5)
 
 
-def fraction_faults(train: Table, fractions: Mapping[SplitName, float]) -> list[Fault]:
-    """Fractions that leave a class without a row on either side."""
-    assert train.labels is not None
+def fraction_faults(
+    source: str, strata: Ids, names: Sequence[str] | None, fractions: Mapping[SplitName, float]
+) -> list[Fault]:
+    """Fractions that leave a class, or the rows as a whole, without a row on either side.
+
+    Args:
+        source: What messages call the rows.
+        strata: Each row's stratum.
+        names: Their names, if each is to have rows in each split; None if only the splits as a whole are.
+        fractions: What share of all rows each split gets.
+    """
     if sum(fractions.values()) >= 1:
         total = " + ".join(str(fraction) for fraction in fractions.values())
-        return [Fault(train.source, f"the fractions must sum to less than 1, but got {total}", "data.validation")]
-    names = label_names(train.labels)
-    counts = Counter(train.labels)
+        return [Fault(source, f"the fractions must sum to less than 1, but got {total}", "data.validation")]
+    counts = np.bincount(strata, minlength=len(names or ())).tolist()
     faults = []
     for split, fraction in fractions.items():
-        without = [name for name in names if held_out(counts[name], fraction) == 0]
-        if without:
-            rule = f"{fraction} holds out no row of {_classes(without, counts)}"
+        without = [index for index, count in enumerate(counts) if held_out(count, fraction) == 0]
+        if names is not None and without:
+            rule = f"{fraction} holds out no row of {_classes(without, names, counts)}"
             need = f"at this fraction every class needs at least {math.ceil(0.5 / fraction)} rows"
-            faults.append(Fault(train.source, f"{rule}; {need}", f"data.{split}"))
-    left = {
-        name: counts[name] - sum(held_out(counts[name], fraction) for fraction in fractions.values()) for name in names
-    }
-    used_up = [name for name in names if left[name] <= 0]
-    if used_up:
-        total = " and ".join(str(fraction) for fraction in fractions.values())
-        rule = f"{total} leaves no row to train on of {_classes(used_up, counts)}"
-        faults.append(Fault(train.source, rule, f"data.{next(iter(fractions))}"))
+            faults.append(Fault(source, f"{rule}; {need}", f"data.{split}"))
+        elif len(without) == len(counts):
+            rule = f"{fraction} of {row_count(len(strata))} is none to hold out"
+            faults.append(Fault(source, f"{rule}; give more rows, or files", f"data.{split}"))
+    left = [count - sum(held_out(count, fraction) for fraction in fractions.values()) for count in counts]
+    used_up = [index for index, rows in enumerate(left) if rows <= 0]
+    total = " and ".join(str(fraction) for fraction in fractions.values())
+    if names is not None and used_up:
+        rule = f"{total} leaves no row to train on of {_classes(used_up, names, counts)}"
+        faults.append(Fault(source, rule, f"data.{next(iter(fractions))}"))
+    elif fractions and sum(max(0, rows) for rows in left) == 0:
+        rule = f"{total} leaves none of {row_count(len(strata))} to train on"
+        faults.append(Fault(source, rule, f"data.{next(iter(fractions))}"))
     return faults
-
-
-def duplicate_notes(splits: Mapping[SplitName, Rows]) -> list[str]:
-    """Rows of validation and test whose text is also in a split before them."""
-    notes = []
-    seen: dict[SplitName, set[tuple[str, ...]]] = {}
-    for split in ("train", "validation", "test"):
-        if split not in splits:
-            continue
-        keys = _keys(splits[split])
-        for earlier, earlier_keys in seen.items():
-            count = sum(key in earlier_keys for key in keys)
-            if count:
-                notes.append(f"{split}: {count} of {len(keys)} rows are exact duplicates of rows in {earlier}")
-        seen[split] = set(keys)
-    return notes
 
 
 def _sources(config: DataConfig) -> dict[SplitName, Source]:
@@ -186,44 +204,43 @@ def _fractions(config: DataConfig) -> dict[SplitName, float]:
     return fractions
 
 
+def _fraction_faults(
+    task: "Task", train: Table, config: DataConfig, fractions: Mapping[SplitName, float]
+) -> list[Fault]:
+    names = task.label_names(train.labels or [], config.columns)
+    strata, strata_names = task.strata(_rows(task, train, names), names)
+    return fraction_faults(train.source, strata, strata_names, fractions)
+
+
 def _assemble(
-    tables: Mapping[SplitName, Table], fractions: Mapping[SplitName, float], seed: int, notes: list[str]
+    task: "Task",
+    tables: Mapping[SplitName, Table],
+    config: DataConfig,
+    fractions: Mapping[SplitName, float],
+    seed: int,
+    notes: list[str],
 ) -> Splits:
-    train = tables["train"]
-    assert train.labels is not None
-    names = label_names(train.labels)
-    splits = {split: _rows(table, names) for split, table in tables.items()}
+    names = task.label_names(tables["train"].labels or [], config.columns)
+    splits = {split: _rows(task, table, names) for split, table in tables.items()}
     if fractions:
         whole = splits["train"]
-        assert whole.labels is not None
-        for split, indices in stratify(whole.labels, fractions, seed).items():
-            splits[split] = _take(whole, indices)
+        for split, indices in stratify(task.strata(whole, names)[0], fractions, seed).items():
+            splits[split] = whole.taken(indices)
     return Splits(
+        task=task.name,
         train=splits["train"],
         validation=splits["validation"],
         test=splits.get("test"),
         unlabeled=splits.get("unlabeled"),
         label_names=names,
-        notes=(*notes, *duplicate_notes(splits)),
+        notes=(*notes, *quality_notes(splits, names)),
     )
 
 
-def _rows(table: Table, names: Sequence[str]) -> Rows:
-    ids = {name: index for index, name in enumerate(names)}
-    labels = None if table.labels is None else np.array([ids[label] for label in table.labels], dtype=np.int64)
-    return Rows(table.texts, table.pairs, labels)
+def _rows(task: "Task", table: Table, names: Sequence[str]) -> Rows:
+    return Rows(table.inputs, None if table.labels is None else task.label_ids(table.labels, names))
 
 
-def _take(rows: Rows, indices: Ids) -> Rows:
-    assert rows.labels is not None
-    pairs = None if rows.pairs is None else [rows.pairs[index] for index in indices]
-    return Rows([rows.texts[index] for index in indices], pairs, rows.labels[indices])
-
-
-def _keys(rows: Rows) -> list[tuple[str, ...]]:
-    return [(text,) for text in rows.texts] if rows.pairs is None else list(zip(rows.texts, rows.pairs, strict=True))
-
-
-def _classes(names: Sequence[str], counts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{name!r} ({row_count(counts[name])})" for name in names[:MAX_CLASSES])
-    return shown if len(names) <= MAX_CLASSES else f"{shown}, ... ({len(names)} classes)"
+def _classes(indices: Sequence[int], names: Sequence[str], counts: Sequence[int]) -> str:
+    shown = ", ".join(f"{names[index]!r} ({row_count(counts[index])})" for index in indices[:MAX_CLASSES])
+    return shown if len(indices) <= MAX_CLASSES else f"{shown}, ... ({len(indices)} classes)"

@@ -6,16 +6,36 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from rayft.config import SOME_STRATEGIES_ONLY, STRATEGY_HYPERPARAMETERS, SweepConfig
+from rayft.config import SOME_STRATEGIES_ONLY, STRATEGY_HYPERPARAMETERS, SweepConfig, TaskName
 
-_HUB_METRICS = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "macro_f1": "f1",
-    "weighted_f1": "f1",
-    "matthews_correlation": "matthews_correlation",
+_HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "weighted_f1": "f1", "top5_accuracy": "accuracy"}
+_HUB_METRICS |= {"token_accuracy": "accuracy", "pearson": "pearsonr", "spearman": "spearmanr"}
+"""The Hub's name for each metric that it calls otherwise."""
+
+_MAX_CLASSES = 20
+"""Of more classes the card has no confusion matrix, which nobody could read."""
+
+_EXAMPLES: dict[TaskName, str] = {
+    "text-classification": 'classify = pipeline("text-classification", model="path/to/this/folder")\n'
+    "print(classify({text}, truncation=True))",
+    "multi-label-classification": 'classify = pipeline("text-classification", model="path/to/this/folder")\n'
+    "print([label for label in classify({text}, top_k=None, truncation=True) if label['score'] > 0.5])",
+    "regression": 'score = pipeline("text-classification", model="path/to/this/folder")\n'
+    'print(score({text}, function_to_apply="none", truncation=True)[0]["score"])',
+    "token-classification": 'tag = pipeline("token-classification", model="path/to/this/folder", '
+    'aggregation_strategy="first")\nprint(tag("some text"))',
+    "causal-lm": 'generate = pipeline("text-generation", model="path/to/this/folder")\n'
+    'print(generate("some text", max_new_tokens=40))',
+    "image-classification": 'classify = pipeline("image-classification", model="path/to/this/folder")\n'
+    'print(classify("image.png"))',
 }
-"""The Hub's name for each metric."""
+
+_PIPELINES: dict[TaskName, str] = {
+    "multi-label-classification": "text-classification",
+    "regression": "text-classification",
+    "causal-lm": "text-generation",
+}
+"""The Hub's name for each task that it calls otherwise."""
 
 _TEMPLATE = """\
 ---
@@ -24,30 +44,29 @@ _TEMPLATE = """\
 
 # {base} fine-tuned for {task}
 
-`{model}`, fine-tuned with strategy `{strategy}` on {rows} rows with {n_labels} labels. It is epoch {epoch} of
-trial {trial} in a hyperparameter search by {metric} on the validation split.
+`{model}`, fine-tuned with strategy `{strategy}` on {rows} rows{labels_count}. It is epoch {epoch} of trial {trial} in a
+hyperparameter search by {metric} on the validation split.
 
-A clean process loaded this folder with plain `transformers` and scored validation again from raw text: every metric was
-within {tolerance} of what the search had recorded.
+A clean process loaded this folder with plain `transformers` and scored validation again from the raw rows: every metric
+was within {tolerance} of what the search had recorded, but for rows that rounding decides.
 
 ## Results
 
 {results}
-
+{classes}
 ## Use
 
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="path/to/this/folder")
-print(classify({example}, truncation=True))
+{example}
 ```
 
 ## Data
 
 {data}
 
-Rows are cut to {max_length} tokens. Labels: {labels}.
+{facts}
 
 ## Hyperparameters
 
@@ -79,18 +98,20 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
         model=config.model,
         strategy=strategy,
         rows=best["rows"]["train"],
-        n_labels=len(best["labels"]),
+        labels_count=f" with {len(best['labels'])} labels" if best["labels"] else "",
         epoch=best["epoch"],
         trial=best["trial"],
         metric=best["metric"],
         tolerance=best["verification"]["tolerance"],
         results=_table(
-            ["metric", *splits], [[name, *(f"{best[s][name]:.4f}" for s in splits)] for name in _HUB_METRICS]
+            ["metric", *splits], [[name, *(f"{best[s][name]:.4f}" for s in splits)] for name in best["validation"]]
         ),
-        example='{"text": "a first text", "text_pair": "a second text"}' if paired else '"some text"',
+        classes=_class_tables(best, splits[-1]),
+        example=_EXAMPLES[config.task].format(
+            text='{"text": "a first text", "text_pair": "a second text"}' if paired else '"some text"'
+        ),
         data=_table(["split", "rows", "source"], _data_rows(config, best["rows"])),
-        max_length=best["max_length"],
-        labels=", ".join(f"`{name}`" for name in best["labels"]),
+        facts=_facts(best),
         hyperparameters=_table(
             ["name", "value", ""],
             [[n, best["hyperparameters"][n], "searched" if n in best["params"] else "fixed"] for n in read],
@@ -100,6 +121,27 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
     )
 
 
+def _class_tables(best: Mapping[str, Any], split: str) -> str:
+    """Each class's own figures on a split, and who is taken for whom."""
+    classes = best["classes"].get(split, {})
+    if not classes:
+        return ""
+    names = ("precision", "recall", "f1")
+    rows = [[f"`{c}`", own["rows"], *(f"{own[name]:.4f}" for name in names)] for c, own in classes.items()]
+    text = f"\nBy class, on {split}:\n\n{_table(['class', 'rows', *names], rows)}\n"
+    if all("predicted" in own for own in classes.values()) and len(classes) <= _MAX_CLASSES:
+        counts = [[f"`{name}`", *own["predicted"]] for name, own in classes.items()]
+        titles = ["true \\ predicted", *(f"`{name}`" for name in classes)]
+        text += f"\nConfusion matrix, on {split}:\n\n{_table(titles, counts)}\n"
+    return text
+
+
+def _facts(best: Mapping[str, Any]) -> str:
+    cut = [] if best["max_length"] is None else [f"Rows are cut to {best['max_length']} tokens."]
+    labels = [f"Labels: {', '.join(f'`{name}`' for name in best['labels'])}."] if best["labels"] else []
+    return " ".join([*cut, *labels])
+
+
 def _front_matter(config: SweepConfig, best: Mapping[str, Any]) -> str:
     # Test where there is one: validation has chosen the model, so it scores it too well.
     split = "validation" if best["test"] is None else "test"
@@ -107,24 +149,24 @@ def _front_matter(config: SweepConfig, best: Mapping[str, Any]) -> str:
     dataset = source.removeprefix("hub:").partition(":")[0] if source.startswith("hub:") else None
     results = [
         EvalResult(
-            task_type=config.task,
+            task_type=_PIPELINES.get(config.task, config.task),
             dataset_type=dataset or "files",
             dataset_name=dataset or source,
             dataset_split=split,
-            metric_type=hub_name,
+            metric_type=_HUB_METRICS.get(metric, metric),
             metric_value=best[split][metric],
             metric_name=metric,
         )
-        for metric, hub_name in _HUB_METRICS.items()
+        for metric in best["validation"]
     ]
     return ModelCardData(
         base_model=None if Path(config.model).exists() else config.model,  # the Hub knows ids, no folders
         datasets=dataset,
         eval_results=results,
         library_name="transformers",
-        metrics=sorted(set(_HUB_METRICS.values()) - {"loss"}),
+        metrics=sorted({_HUB_METRICS.get(metric, metric) for metric in best["validation"]} - {"loss"}),
         model_name=Path(config.model).name,
-        pipeline_tag=config.task,
+        pipeline_tag=_PIPELINES.get(config.task, config.task),
         tags=["rayft", config.task],
     ).to_yaml()
 

@@ -3,26 +3,25 @@
 import json
 import platform
 import shutil
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 import rayft
 from rayft.config import SweepConfig
-from rayft.data.encode import EncodedData
+from rayft.data.encode import RAW, EncodedData
 from rayft.errors import CheckpointError, Fault, RunError
 from rayft.export.model_card import model_card
 from rayft.export.verify import TOLERANCE, Scores, Verifier
 from rayft.models.layers import map_layers
-from rayft.models.load import load_model, load_tokenizer, quiet
+from rayft.models.load import load_model, load_preprocessor, quiet
 from rayft.search_space import resolve
 from rayft.strategies import get_strategy
-from rayft.strategies.base import trainable_names
+from rayft.strategies.base import trained_tensors
 from rayft.sweep.study import TrialRecord
+from rayft.tasks import get_task
 from rayft.training.checkpoint import read_checkpoint
 
 RECORD = "rayft.json"
@@ -59,9 +58,9 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         verifier.start()
-        precision = write_model(config, run, trial, data.label_names, partial)
+        precision = write_model(config, run, trial, data, partial)
         score_test = score_test and data.test is not None
-        scores = verifier.verify(partial, encoded, trial.metrics, precision, score_test)
+        scores = verifier.verify(partial, data, encoded / RAW, trial.metrics, precision, score_test)
         best = _record(config, trial, data, precision, scores)
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
         (partial / RECORD).write_text(json.dumps(best, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -83,14 +82,14 @@ def _check_possible(run: Path, trial: TrialRecord, to: Path) -> None:
         raise RunError(faults)
 
 
-def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names: Sequence[str], folder: Path) -> str:
-    """Writes the weights, config and tokenizer of a trial's best epoch as transformers does.
+def write_model(config: SweepConfig, run: Path, trial: TrialRecord, data: EncodedData, folder: Path) -> str:
+    """Writes the weights, config and tokenizer or image processor of a trial's best epoch as transformers does.
 
     Args:
         config: The sweep.
         run: Its run folder.
         trial: A trial whose checkpoint was kept.
-        label_names: The labels in the order of their ids.
+        data: Its encoded data.
         folder: Where to write; made if it doesn't exist.
 
     Returns:
@@ -103,26 +102,25 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, label_names:
     checkpoint = run / trial.checkpoint
     state = read_checkpoint(checkpoint, trial.digest)
     hp = resolve(config, trial.params)
-    tokenizer = _tokenizer_for_export(config)
-    model = load_model(config.model, label_names, tokenizer.pad_token_id, config.search.seed)
+    task = get_task(config.task)
+    preprocessor = load_preprocessor(config.model, task)
+    padding = data.pad_token_id if data.train.has_tokens else None
+    model = load_model(config.model, task, data.label_names, padding, config.search.seed)
     strategy = get_strategy(hp.strategy)
     module = strategy.prepare(model, map_layers(model), hp)
-    expected = {name: module.get_parameter(name).shape for name in trainable_names(module)}
+    trained = trained_tensors(module)
+    expected = {name: tensor.shape for name, tensor in trained.items()}
     if expected != {name: tensor.shape for name, tensor in state.model.items()}:
         raise CheckpointError(f"{checkpoint} doesn't hold the tensors that strategy {hp.strategy} trains")
     with torch.no_grad():
         for name, tensor in state.model.items():
-            module.get_parameter(name).copy_(tensor)
+            trained[name].copy_(tensor)
     with quiet():
-        strategy.exported(module).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        task.finish(strategy.exported(module), data).save_pretrained(folder)
+    if task.preprocessor == "tokenizer":
+        preprocessor.model_max_length = config.data.max_length  # so that `truncation=True` alone cuts as training did
+    preprocessor.save_pretrained(folder)
     return state.precision
-
-
-def _tokenizer_for_export(config: SweepConfig) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(config.model)
-    tokenizer.model_max_length = config.data.max_length  # so that `truncation=True` alone cuts as training did
-    return tokenizer
 
 
 def _record(
@@ -136,7 +134,7 @@ def _record(
         "epoch": trial.best_epoch,
         "params": trial.params,
         "hyperparameters": resolve(config, trial.params).model_dump(),
-        "metric": config.search.metric,
+        "metric": config.metric,
         "validation": trial.metrics,
         "test": scores.metrics.get("test"),
         "verification": {
@@ -146,8 +144,9 @@ def _record(
             "device": scores.device,
         },
         "labels": list(data.label_names),
+        "classes": scores.classes,
         "rows": {split.name: len(split) for split in splits if split is not None},
-        "max_length": config.data.max_length,
+        "max_length": config.data.max_length if data.train.has_tokens else None,
         "checkpoint_digest": trial.digest,
         "versions": {
             "rayft": rayft.__version__,

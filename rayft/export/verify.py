@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from rayft.data.encode import EncodedData
 from rayft.errors import VerificationError
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
@@ -18,7 +19,7 @@ bfloat16 has 8 bits of precision, and rounds a row otherwise when it is padded w
 decided otherwise have room of their own: of few rows, or of a rare label, one alone moves a metric by more.
 """
 
-_SCRIPT = Path(__file__).with_name("score.py")
+_SCRIPT = Path(__file__).parent / "scorers" / "score.py"
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Scores:
     Attributes:
         device: `cpu` or `cuda`.
         metrics: All metrics by split.
+        classes: Each class's rows, precision, recall and F1, by split and class; empty where there are none.
     """
 
     device: str
     metrics: dict[str, dict[str, float]]
+    classes: dict[str, dict[str, dict[str, Any]]]
 
 
 class Verifier:
@@ -63,13 +66,20 @@ class Verifier:
         self._process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
     def verify(
-        self, folder: Path, encoded: Path, recorded: Mapping[str, float], precision: str, score_test: bool
+        self,
+        folder: Path,
+        data: EncodedData,
+        raw: Path,
+        recorded: Mapping[str, float],
+        precision: str,
+        score_test: bool,
     ) -> Scores:
         """Scores a model folder and holds validation against the record.
 
         Args:
             folder: The model folder.
-            encoded: The run's encoded data, whose raw text is tokenised anew with the folder's own tokenizer.
+            data: The run's encoded data, for its task and what that knows of it.
+            raw: The folder of its raw rows, which go through the folder's own tokenizer or image processor.
             recorded: The validation metrics that the search recorded for these weights.
             precision: `fp32` or `bf16`, which they were measured in.
             score_test: Whether to score the test split as well, in the same process.
@@ -81,8 +91,9 @@ class Verifier:
         self.start()
         assert self._process is not None
         splits = ("validation", "test") if score_test else ("validation",)
-        arguments = [str(folder.resolve()), str(encoded.resolve()), *splits]
+        arguments = [data.task, str(folder.resolve()), str(raw.resolve()), *splits]
         arguments += [f"--rounding={TOLERANCE[precision]}", *(["--bf16"] if precision == "bf16" else [])]
+        arguments += [f"--facts={json.dumps(data.facts)}"]
         process = self._process
         output, errors = process.communicate(json.dumps(arguments) + "\n")
         self._process = None
@@ -91,7 +102,7 @@ class Verifier:
             raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
         result = json.loads(output.splitlines()[-1])
         compare(result["metrics"]["validation"], recorded, TOLERANCE[precision], result["slack"]["validation"])
-        return Scores(device=result["device"], metrics=result["metrics"])
+        return Scores(device=result["device"], metrics=result["metrics"], classes=result["classes"])
 
 
 def compare(

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from rayft.errors import Fault, ModelError
 
+DEFAULT_IMAGE_SIZE = 64
+"""Pixels a side, of a model that takes any size."""
+
 
 @dataclass(frozen=True)
 class LayerMap:
@@ -21,9 +24,9 @@ class LayerMap:
         embeddings: Parameters outside the blocks that the last block's output depends on.
         blocks: The parameters of each block, from the input to the output.
         after_blocks: The base model's other parameters, such as a pooler or a last norm.
-        head: Parameters outside the base model.
+        head: Parameters outside the base model; none if the head is the token embeddings.
         block_path: Path of the module list that holds the blocks, such as `bert.encoder.layer`.
-        input_dropouts: Paths of the dropout modules that run before the first block.
+        input_modules: Paths of the dropout and batch norm modules that run before the first block.
     """
 
     embeddings: tuple[str, ...]
@@ -31,7 +34,7 @@ class LayerMap:
     after_blocks: tuple[str, ...]
     head: tuple[str, ...]
     block_path: str
-    input_dropouts: tuple[str, ...]
+    input_modules: tuple[str, ...]
 
     def frozen(self, freeze_depth: int) -> frozenset[str]:
         """The parameters that are frozen at a depth: none at 0, else the embeddings and the first blocks.
@@ -45,7 +48,7 @@ class LayerMap:
         return frozenset(self.embeddings).union(*self.blocks[:freeze_depth])
 
     def frozen_modules(self, freeze_depth: int) -> tuple[str, ...]:
-        """Paths of the modules that don't drop out at a depth: the first blocks, and the dropouts before them.
+        """Paths of the modules that stay as they are at a depth: the first blocks, and the input modules.
 
         Raises:
             ModelError: If the model has fewer blocks.
@@ -53,7 +56,7 @@ class LayerMap:
         self._check_depth(freeze_depth)
         if freeze_depth == 0:
             return ()
-        return (*self.input_dropouts, *(f"{self.block_path}.{index}" for index in range(freeze_depth)))
+        return (*self.input_modules, *(f"{self.block_path}.{index}" for index in range(freeze_depth)))
 
     def _check_depth(self, freeze_depth: int) -> None:
         if not 0 <= freeze_depth <= len(self.blocks):
@@ -62,11 +65,11 @@ class LayerMap:
 
 
 def map_layers(model: PreTrainedModel) -> LayerMap:
-    """Finds the layers of any model whose base is one stack of blocks.
+    """Finds the layers of any model whose base is one stack of blocks, or of stages.
 
-    The blocks are the base model's one module list of modules of one class. A forward pass of a few tokens checks that
-    they run once each and in order; its graph tells what the last block's output depends on from what comes after it.
-    The model ends as it was, and may be on the meta device, since only the graph matters.
+    The blocks are the base model's one module list of modules of one class. A forward pass of a few tokens, or of a
+    black image, checks that they run once each and in order; its graph tells what the last block's output depends on
+    from what comes after it. The model ends as it was, and may be on the meta device, since only the graph matters.
 
     Raises:
         ModelError: If the architecture is not such a stack.
@@ -76,7 +79,7 @@ def map_layers(model: PreTrainedModel) -> LayerMap:
         raise _unmappable(model, "it has no base model apart from its head")
     names = [name for name, _ in model.named_parameters()]
     head = tuple(name for name in names if not name.startswith(f"{base_path}."))
-    if not head:
+    if not head and not _shares_embeddings(model):
         raise _unmappable(model, f"it has no parameters outside its base model {base_path!r}, so no head")
 
     block_path, count = _find_blocks(model)
@@ -90,7 +93,7 @@ def map_layers(model: PreTrainedModel) -> LayerMap:
         after_blocks=tuple(name for name in around if name not in upstream),
         head=head,
         block_path=block_path,
-        input_dropouts=tuple(trace.input_dropouts),
+        input_modules=tuple(trace.input_modules),
     )
 
 
@@ -119,7 +122,7 @@ class _Trace:
     """What one forward pass went through."""
 
     order: list[int] = field(default_factory=list)
-    input_dropouts: list[str] = field(default_factory=list)
+    input_modules: list[str] = field(default_factory=list)
     last_output: torch.Tensor | None = None
 
     def enter_block(self, index: int, *_: Any) -> None:
@@ -128,9 +131,9 @@ class _Trace:
     def leave_last_block(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.last_output = output if isinstance(output, torch.Tensor) else output[0]
 
-    def enter_dropout(self, path: str, *_: Any) -> None:
+    def enter_module(self, path: str, *_: Any) -> None:
         if not self.order:
-            self.input_dropouts.append(path)
+            self.input_modules.append(path)
 
 
 def _probe(model: PreTrainedModel, block_path: str, count: int) -> _Trace:
@@ -138,17 +141,18 @@ def _probe(model: PreTrainedModel, block_path: str, count: int) -> _Trace:
     trace = _Trace()
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            if isinstance(module, nn.Dropout):
-                stack.callback(module.register_forward_pre_hook(partial(trace.enter_dropout, path)).remove)
+            if isinstance(module, nn.Dropout | nn.modules.batchnorm._BatchNorm):
+                stack.callback(module.register_forward_pre_hook(partial(trace.enter_module, path)).remove)
         for index in range(count):
             block = model.get_submodule(f"{block_path}.{index}")
             stack.callback(block.register_forward_pre_hook(partial(trace.enter_block, index)).remove)
         stack.callback(block.register_forward_hook(trace.leave_last_block).remove)
         stack.enter_context(_differentiable_evaluation(model))
         try:
-            model.base_model(input_ids=_some_tokens(model))
+            model.base_model(**probe_inputs(model))
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise _unmappable(model, f"it can't be run on token ids alone ({error})") from error
+            what = "pixels" if model.main_input_name == "pixel_values" else "token ids"
+            raise _unmappable(model, f"it can't be run on {what} alone ({error})") from error
     if trace.order != list(range(count)):
         ran = ", ".join(map(str, trace.order))
         reason = f"its blocks {block_path} must run once each and in order, without sharing weights, but ran as {ran}"
@@ -156,10 +160,20 @@ def _probe(model: PreTrainedModel, block_path: str, count: int) -> _Trace:
     return trace
 
 
-def _some_tokens(model: PreTrainedModel) -> torch.Tensor:
-    """One row of four token ids, none of them padding."""
-    ids = [token for token in range(1, 6) if token != model.config.pad_token_id][:4]
-    return torch.tensor([ids], device=model.device)
+def probe_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The least that a model can be run on: a row of four token ids, none of them padding, or a black image."""
+    if model.main_input_name == "pixel_values":
+        size = getattr(model.config, "image_size", DEFAULT_IMAGE_SIZE)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+        return {"pixel_values": torch.zeros((1, model.config.num_channels, height, width), device=model.device)}
+    ids = [token for token in range(1, 6) if token != getattr(model.config, "pad_token_id", None)][:4]
+    return {"input_ids": torch.tensor([ids], device=model.device)}
+
+
+def _shares_embeddings(model: PreTrainedModel) -> bool:
+    """Whether the head is the token embeddings, as that of GPT-2."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 @contextmanager

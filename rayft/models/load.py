@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
+    AutoImageProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
 from rayft.errors import Fault, ModelError
 from rayft.models.layers import map_layers
 from rayft.models.seeding import seeded
+from rayft.tasks.base import Preprocessor, Task
 
 Loaded = TypeVar("Loaded")
 
@@ -43,6 +45,29 @@ LOAD_ERRORS = (
 """What transformers and the readers below it raise on a missing, damaged or unsuitable file."""
 
 
+def load_preprocessor(name: str, task: Task) -> Preprocessor:
+    """Loads what turns rows into what a model reads: its tokenizer or its image processor.
+
+    Args:
+        name: Local folder or Hub id.
+        task: What it is for.
+
+    Raises:
+        ModelError: If there is no usable one.
+    """
+    _load_config(name, task)  # a model that isn't there is a better message than its missing tokenizer
+    return load_tokenizer(name) if task.preprocessor == "tokenizer" else load_image_processor(name)
+
+
+def load_image_processor(name: str) -> Any:
+    """Loads a model's image processor.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    return _reading(name, "image processor", lambda: AutoImageProcessor.from_pretrained(name, trust_remote_code=False))
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads a model's tokenizer, which pads on the right and has a pad token.
 
@@ -54,7 +79,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: If there is no usable tokenizer.
     """
-    _load_config(name)  # a model that isn't there is a better message than its missing tokenizer
     tokenizer = _reading(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     # Without any vocabulary file transformers makes a tokenizer of special tokens, which knows no word.
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
@@ -67,29 +91,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, label_names: Sequence[str], pad_token_id: int, seed: int) -> PreTrainedModel:
-    """Loads a pretrained model as a classifier in float32, in evaluation mode and on the CPU.
+def load_model(
+    name: str, task: Task, label_names: Sequence[str], pad_token_id: int | None, seed: int
+) -> PreTrainedModel:
+    """Loads a pretrained model for a task in float32, in evaluation mode and on the CPU.
 
     No code that comes with a model is run, and a pickle is read as bare weights only. A head in the model's files is
     kept if it is of this many labels; all that the files lack is drawn from the seed.
 
     Args:
         name: Local folder or Hub id.
+        task: What it is for.
         label_names: The labels in the order of their ids.
-        pad_token_id: The tokenizer's.
+        pad_token_id: The tokenizer's; None if there is none.
         seed: Draws the head; torch's global generator is left as it was.
 
     Raises:
-        ModelError: If there is no such model, it can't be read, it can't classify text, or weights are missing.
+        ModelError: If there is no such model, it can't be read, isn't of the task's kind, or weights are missing.
     """
-    config = _load_config(name)
-    config.id2label = dict(enumerate(label_names))
-    config.label2id = {label: index for index, label in enumerate(label_names)}
-    config.pad_token_id = pad_token_id
-    config.problem_type = "single_label_classification"
+    config = _load_config(name, task)
+    task.configure(config, label_names, pad_token_id)
 
     def read() -> tuple[PreTrainedModel, dict[str, Any]]:
-        return AutoModelForSequenceClassification.from_pretrained(  # type: ignore[no-any-return]
+        return getattr(transformers, task.auto_class).from_pretrained(  # type: ignore[no-any-return]
             name,
             config=config,
             dtype=torch.float32,
@@ -101,27 +125,28 @@ def load_model(name: str, label_names: Sequence[str], pad_token_id: int, seed: i
 
     with seeded(seed), quiet():
         model, info = _reading(name, "model", read)
-    _check_loaded(name, model, info)
+    _check_loaded(name, task, model, info)
     return model.eval()
 
 
-def load_skeleton(name: str, num_labels: int) -> PreTrainedModel:
+def load_skeleton(name: str, task: Task, label_names: Sequence[str]) -> PreTrainedModel:
     """The model's architecture without its weights, to map its layers before anything large is read.
 
     On the meta device where its layers can be mapped there, else with random weights on the CPU.
 
     Args:
         name: Local folder or Hub id.
-        num_labels: Number of labels.
+        task: What it is for.
+        label_names: The labels in the order of their ids.
 
     Raises:
-        ModelError: If there is no such model or it can't classify text.
+        ModelError: If there is no such model or it isn't of the task's kind.
     """
-    config = _load_config(name)
-    config.num_labels = num_labels
+    config = _load_config(name, task)
+    task.configure(config, label_names, None)
 
     def build() -> PreTrainedModel:
-        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        return getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
 
     with torch.device("meta"):
         skeleton = _reading(name, "model", build)
@@ -132,18 +157,18 @@ def load_skeleton(name: str, num_labels: int) -> PreTrainedModel:
     return skeleton
 
 
-def _load_config(name: str) -> PretrainedConfig:
+def _load_config(name: str, task: Task) -> PretrainedConfig:
     path = Path(name)
     if path.exists() and not (path / "config.json").is_file():
         raise _fault(name, "must be a model folder, but has no config.json")
     raw, _ = _reading(name, "config", lambda: PretrainedConfig.get_config_dict(name))
     model_type = raw.get("model_type")
-    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    known = getattr(modeling_auto, task.model_types)
     if model_type not in known:
         if "auto_map" in raw:
             raise _fault(name, f"brings code of its own for model type {model_type!r}, which rayft never runs")
-        near = ", ".join(get_close_matches(str(model_type), known, n=3)) or "bert, roberta, deberta-v2, modernbert"
-        rule = f"must be of a model type that classifies text, but has model_type {model_type!r} in its config.json"
+        near = ", ".join(get_close_matches(str(model_type), known, n=3) or sorted(known)[:4])
+        rule = f"must be of a model type for {task.name}, but has model_type {model_type!r} in its config.json"
         raise _fault(name, f"{rule}; among the {len(known)} that transformers has are {near}")
     return _reading(name, "config", lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
 
@@ -161,13 +186,15 @@ def _reading(name: str, what: str, read: Callable[[], Loaded]) -> Loaded:
         raise _fault(name, f"{rule} ({type(error).__name__}: {cause})") from error
 
 
-def _check_loaded(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+def _check_loaded(name: str, task: Task, model: PreTrainedModel, info: dict[str, Any]) -> None:
     """Refuses a model whose embeddings or blocks were not all in its files: they would be random."""
     layers = map_layers(model)
     needed = layers.frozen(len(layers.blocks))
+    if not task.has_new_head:
+        needed = needed.union(layers.after_blocks, layers.head)
     wrong = {key: "is missing" for key in info["missing_keys"] if key in needed}
     for key, found, wanted in info["mismatched_keys"]:
-        if key not in layers.head:
+        if key not in layers.head or not task.has_new_head:
             wrong[key] = f"is {tuple(found)} and not {tuple(wanted)}"
     if wrong:
         key = min(wrong)

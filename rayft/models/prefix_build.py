@@ -1,8 +1,9 @@
 """Computing the outputs of a model's first blocks for all rows of a split, if they are exact and worth it."""
 
 import copy
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rayft.data.batches import collate, eval_batches
+from rayft.data.batches import eval_batches
 from rayft.data.encode import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_files import FeatureShape, NoCacheError, PrefixFeatures, PrefixWriter
 from rayft.models.prefix_input import PrefixInput, block_output
+from rayft.models.still import train_above
 from rayft.pulse import Pulse
+
+Collate = Callable[[EncodedSplit, NDArray[np.int64]], dict[str, Tensor]]
+"""A model's arguments for some rows, and perhaps their labels."""
 
 TOKENS_PER_BATCH = 8192
 TIMED_BATCHES = 3
@@ -49,23 +54,33 @@ class PrefixBuilder:
     Args:
         model: In evaluation mode, on the device; as it was after each call.
         layers: Its layer map.
-        pad_token_id: What fills rows up.
+        collate: Reads rows.
+        row_tokens: As how many tokens a row counts that isn't made of tokens.
         autocast: The dtype of torch.autocast, or None without it.
         pulse: Shows that it runs.
     """
 
     def __init__(
-        self, model: PreTrainedModel, layers: LayerMap, pad_token_id: int, autocast: torch.dtype | None, pulse: Pulse
+        self,
+        model: PreTrainedModel,
+        layers: LayerMap,
+        collate: Collate,
+        row_tokens: int,
+        autocast: torch.dtype | None,
+        pulse: Pulse,
     ) -> None:
         assert not model.training
-        self._pulse = pulse
-        self._model, self._layers, self._pad_token_id = model, layers, pad_token_id
+        self._pulse, self._row_tokens = pulse, row_tokens
+        self._model, self._layers, self._collate = model, layers, collate
         self._autocast = autocast
 
     def shape(self, split: EncodedSplit, depth: int) -> FeatureShape:
         """What the file of a split will hold, from a pass over its shortest row."""
         hidden, _ = self._timed_output(split, np.argsort(split.lengths)[:1], depth, None)
-        return FeatureShape(depth, int(split.lengths.sum()), hidden.shape[-1], hidden.dtype)
+        if split.has_tokens:
+            return FeatureShape(depth, int(split.lengths.sum()), hidden.shape[-1], hidden.dtype)
+        row = tuple(hidden.shape[1:])
+        return FeatureShape(depth, len(split), math.prod(row), hidden.dtype, row)
 
     @torch.no_grad()
     def check_exact(self, split: EncodedSplit, depth: int) -> None:
@@ -77,13 +92,11 @@ class PrefixBuilder:
         order = np.argsort(split.lengths)
         rows = np.unique(order[[0, len(order) // 2, -1]])
         inputs = self._inputs(split, rows)
-        length = inputs["input_ids"].shape[1]
-        features = torch.cat(
-            [
-                nn.functional.pad(hidden, (0, 0, 0, length - hidden.shape[1]))
-                for hidden in (self._run(depth, self._inputs(split, rows[[index]])) for index in range(len(rows)))
-            ]
-        )
+        own = [self._run(depth, self._inputs(split, rows[[index]])) for index in range(len(rows))]
+        if split.has_tokens:
+            length = inputs["input_ids"].shape[1]
+            own = [nn.functional.pad(hidden, (0, 0, 0, length - hidden.shape[1])) for hidden in own]
+        features = torch.cat(own)
         with PrefixInput(self._model, self._layers, depth).feeding(features):
             logits = self._model(**inputs).logits
         if not _close(logits, self._model(**inputs).logits):
@@ -92,11 +105,10 @@ class PrefixBuilder:
 
     def _check_constant(self, inputs: dict[str, Tensor], depth: int) -> None:
         """Training must not change what the frozen blocks give: neither at random nor by moving statistics."""
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self._model.base_model.modules()):
-            raise NoCacheError("it has batch norm, whose statistics move in training")
-        real = inputs["attention_mask"].bool()
+        mask = inputs.get("attention_mask")
+        real = slice(None) if mask is None else mask.bool()
         expected = self._run(depth, inputs)[real]
-        with _frozen_part_in_training(self._model, self._layers, depth):
+        with _in_training(self._model, self._layers, depth):
             found = self._run(depth, inputs)[real]
         if not _close(found, expected):
             raise NoCacheError("something beside the frozen blocks and the dropout before them drops out in training")
@@ -123,7 +135,7 @@ class PrefixBuilder:
         """
         start = None if source is None else _Start(source, PrefixInput(self._model, self._layers, source.depth))
         # The longest rows first: they show at once whether a batch fits into memory.
-        to_do = eval_batches(split.lengths, TOKENS_PER_BATCH)[::-1]
+        to_do = eval_batches(split.lengths, TOKENS_PER_BATCH // self._row_tokens)[::-1]
         costs: list[Costs] = []
         while to_do:
             rows = to_do.pop()
@@ -169,7 +181,7 @@ class PrefixBuilder:
         inputs = self._inputs(split, rows)
         with ExitStack() as stack:
             if start:
-                hidden = start.features.batch(rows, inputs["input_ids"].shape[1])
+                hidden = start.features.batch(rows, int(split.lengths[rows].max()))
                 stack.enter_context(start.input.feeding(hidden.to(self._model.device)))
             stack.enter_context(
                 torch.autocast(self._model.device.type, self._autocast, enabled=self._autocast is not None)
@@ -183,13 +195,13 @@ class PrefixBuilder:
 
     def _run(self, depth: int, inputs: dict[str, Tensor]) -> Tensor:
         hidden = block_output(self._model, self._layers, depth, inputs)
-        if hidden.shape[:-1] != inputs["input_ids"].shape:
+        if "input_ids" in inputs and hidden.shape[:-1] != inputs["input_ids"].shape:
             raise NoCacheError(f"its blocks must give one vector per token, but give {list(hidden.shape)}")
         return hidden
 
     def _inputs(self, split: EncodedSplit, rows: Rows) -> dict[str, Tensor]:
         self._pulse.beat()
-        inputs = collate(split, rows, self._pad_token_id)
+        inputs = self._collate(split, rows)
         inputs.pop("labels", None)
         return {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
 
@@ -221,12 +233,10 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 @contextmanager
-def _frozen_part_in_training(model: PreTrainedModel, layers: LayerMap, depth: int) -> Iterator[None]:
+def _in_training(model: PreTrainedModel, layers: LayerMap, depth: int) -> Iterator[None]:
     """As in training with `depth` frozen blocks, and without a trace in torch's generators."""
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        model.train()
-        for path in layers.frozen_modules(depth):
-            model.get_submodule(path).eval()
+        train_above(model, layers, depth)
         try:
             yield
         finally:

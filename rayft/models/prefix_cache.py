@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from rayft.data.encode import EncodedSplit
 from rayft.models.layers import LayerMap
-from rayft.models.prefix_build import PrefixBuilder, on_device
+from rayft.models.prefix_build import Collate, PrefixBuilder, on_device
 from rayft.models.prefix_files import FORMAT_VERSION, NoCacheError, NoRoomError, PrefixFeatures, PrefixStore
 from rayft.pulse import Pulse
 
@@ -38,7 +38,8 @@ class PrefixCache:
     Args:
         model: The pretrained model with the weights that every trial starts with, in evaluation mode; left as it is.
         layers: Its layer map.
-        pad_token_id: What fills rows up.
+        collate: Reads rows.
+        row_tokens: As how many tokens a row counts that isn't made of tokens.
         folder: Where the files are; processes of one node may share it.
         budget_bytes: At most so many bytes on disk.
         device: Where trials compute.
@@ -51,17 +52,18 @@ class PrefixCache:
         self,
         model: PreTrainedModel,
         layers: LayerMap,
-        pad_token_id: int,
+        collate: Collate,
         folder: Path,
         budget_bytes: int,
         device: torch.device,
         autocast: torch.dtype | None = None,
         *,
+        row_tokens: int = 1,
         min_speedup: float = MIN_SPEEDUP,
         pulse: Pulse | None = None,
     ) -> None:
         self._pulse = pulse or Pulse()
-        self._model, self._layers, self._pad_token_id = model, layers, pad_token_id
+        self._model, self._layers, self._collate, self._row_tokens = model, layers, collate, row_tokens
         self._device, self._autocast, self._min_speedup = device, autocast, min_speedup
         self._fingerprints = Fingerprints(model, layers, device, autocast)
         self._store = PrefixStore(folder, budget_bytes)
@@ -128,7 +130,7 @@ class PrefixCache:
     def _build(self, split: EncodedSplit, depth: int, fingerprint: str) -> None:
         started = time.perf_counter()
         model = on_device(self._model, self._device)
-        builder = PrefixBuilder(model, self._layers, self._pad_token_id, self._autocast, self._pulse)
+        builder = PrefixBuilder(model, self._layers, self._collate, self._row_tokens, self._autocast, self._pulse)
         if depth not in self._exact:
             builder.check_exact(split, depth)
             self._exact.add(depth)
@@ -213,14 +215,9 @@ class Fingerprints:
 
 
 def _split_digest(split: EncodedSplit) -> str:
-    digest = xxhash.xxh3_128()
-    digest.update(split.lengths.data)
-    for row in range(len(split)):
-        digest.update(split.input_ids(row).data)  # a view of the file's memory map
-    digest.update(str(split.has_token_type_ids).encode())
-    if split.has_token_type_ids:
-        for row in range(len(split)):
-            digest.update(split.token_type_ids(row).data)
+    digest = xxhash.xxh3_128(str(sorted({*split.columns} - {"label", "targets"})).encode())
+    for array in split.content():
+        digest.update(array.data)  # a view of the file's memory map
     return digest.hexdigest()
 
 

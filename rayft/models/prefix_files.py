@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DISK_RESERVE = 10**9
 """Bytes of the disk that always stay free."""
 VALUES, UNFINISHED_VALUES, MANIFEST = "values.bin", "values.tmp", "manifest.json"
@@ -44,15 +44,17 @@ class FeatureShape:
 
     Attributes:
         depth: After how many blocks they were taken.
-        tokens: Tokens of all rows.
+        tokens: Tokens of all rows; the rows themselves where they aren't made of tokens.
         hidden_size: Values of a token.
         dtype: Of the values.
+        row: The shape of a row that isn't made of tokens, such as [channels, height, width]; None of one that is.
     """
 
     depth: int
     tokens: int
     hidden_size: int
     dtype: torch.dtype
+    row: tuple[int, ...] | None = None
 
     @property
     def token_bytes(self) -> int:
@@ -68,14 +70,16 @@ class FeatureShape:
         """The file's manifest."""
         dtype = str(self.dtype).removeprefix("torch.")
         shape = {"depth": self.depth, "tokens": self.tokens, "hidden_size": self.hidden_size, "dtype": dtype}
-        return {"format": FORMAT_VERSION, "bytes": self.bytes, **shape}
+        row = None if self.row is None else list(self.row)
+        return {"format": FORMAT_VERSION, "bytes": self.bytes, "row": row, **shape}
 
     @classmethod
     def read(cls, manifest: Path) -> "FeatureShape":
         """What a manifest says; ValueError if it isn't one, or of another format."""
         found = json.loads(manifest.read_text(encoding="utf-8"))
         try:
-            shape = cls(found["depth"], found["tokens"], found["hidden_size"], DTYPES[found["dtype"]])
+            row = None if found["row"] is None else tuple(found["row"])
+            shape = cls(found["depth"], found["tokens"], found["hidden_size"], DTYPES[found["dtype"]], row)
         except (LookupError, TypeError) as error:
             raise ValueError(f"{manifest} is no manifest of the prefix cache") from error
         if shape.manifest() != found:
@@ -124,14 +128,15 @@ class PrefixFeatures:
             length: That of the longest of them, or more.
 
         Returns:
-            Of shape [rows, length, hidden size], in the dtype that the block gave; zeros after each row's end.
+            In the dtype that the block gave, of shape [rows, length, hidden size] with zeros after each row's end; of
+            rows that aren't made of tokens, in their own shape.
         """
         padded = torch.empty((len(rows), length, self.shape.hidden_size), dtype=self.shape.dtype)
         target = padded.view(torch.uint8).numpy()
         for place, start, end in zip(target, self._starts[rows].tolist(), self._ends[rows].tolist(), strict=True):
             place[: end - start] = self._values[start:end]
             place[end - start :] = 0
-        return padded
+        return padded if self.shape.row is None else padded.reshape(len(rows), *self.shape.row)
 
 
 class PrefixWriter:
@@ -144,11 +149,13 @@ class PrefixWriter:
         self._file = path.open("r+b")
 
     def write(self, rows: NDArray[np.int64], hidden: Tensor) -> None:
-        """Writes some rows from a padded tensor, [rows, length, hidden size].
+        """Writes some rows from a padded tensor, [rows, length, hidden size], or from one of [rows, *row].
 
         Raises:
             NoCacheError: The values are not of the file's dtype and width.
         """
+        if self.shape.row is not None and hidden.shape[1:] == self.shape.row:
+            hidden = hidden.reshape(len(rows), 1, -1)
         if hidden.dtype != self.shape.dtype or hidden.shape[-1] != self.shape.hidden_size:
             raise NoCacheError("the blocks don't give the same dtype and width for all rows")
         values = hidden.contiguous().view(torch.uint8).numpy()

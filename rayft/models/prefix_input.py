@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rayft.models.layers import LayerMap
+from rayft.models.layers import LayerMap, probe_inputs
 
 
 class PrefixInput:
@@ -31,6 +31,9 @@ class PrefixInput:
         assert 1 <= depth <= len(layers.blocks), f"depth {depth} of {len(layers.blocks)} blocks"
         blocks = [model.get_submodule(f"{layers.block_path}.{index}") for index in range(depth)]
         self._passed_over, self._last = blocks[:-1], blocks[-1]
+        # What comes before the blocks costs next to nothing where it looks up tokens, and much where it is a
+        # convolution over all pixels.
+        self._stem = _stem(model, layers) if model.main_input_name == "pixel_values" else []
         self._others = _values_beside_hidden(model, layers)
 
     @contextmanager
@@ -38,13 +41,15 @@ class PrefixInput:
         """Within it, one forward pass or several on the same rows start with the given hidden states.
 
         Args:
-            hidden: What the last of the first blocks gives for the rows, of shape [rows, length, hidden size]. Padded
-                places may hold any finite values.
+            hidden: What the last of the first blocks gives for the rows, of shape [rows, length, hidden size], or of
+                any shape for images. Padded places may hold any finite values.
 
         Raises:
             ValueError: From the forward pass, if its rows and length are not those of `hidden`.
         """
         with ExitStack() as stack:
+            for module in self._stem:
+                stack.enter_context(_replaced_forward(module, lambda *_, **__: hidden))
             for block in self._passed_over:
                 stack.enter_context(_replaced_forward(block, self._hand_on))
             stack.enter_context(_replaced_forward(self._last, partial(self._give, hidden)))
@@ -79,6 +84,18 @@ def block_output(model: PreTrainedModel, layers: LayerMap, depth: int, inputs: M
         TypeError: If the blocks hand on something other than a tensor, or a tuple that starts with one.
     """
     return _hidden_of(_raw_output(model, layers, depth, inputs))
+
+
+def _stem(model: PreTrainedModel, layers: LayerMap) -> list[nn.Module]:
+    """The base model's own modules that all run before the blocks."""
+    before = set(layers.embeddings)
+    found = []
+    for name, module in model.base_model.named_children():
+        path = f"{model.base_model_prefix}.{name}"
+        parameters = [f"{path}.{parameter}" for parameter, _ in module.named_parameters()]
+        if parameters and before.issuperset(parameters):
+            found.append(module)
+    return found
 
 
 class _Reached(Exception):
@@ -116,11 +133,10 @@ def _values_beside_hidden(model: PreTrainedModel, layers: LayerMap) -> int | Non
 
     They are attention weights or the like, which nothing after the block reads.
     """
-    token = 1 if model.config.pad_token_id != 1 else 2
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # dropout would draw random numbers, and all later ones would be others than without the cache
     try:
-        output = _raw_output(model, layers, 1, {"input_ids": torch.tensor([[token] * 2], device=model.device)})
+        output = _raw_output(model, layers, 1, probe_inputs(model))
     finally:
         for module, was_training in modes:
             module.training = was_training

@@ -13,11 +13,14 @@ from rayft.config import (
     SweepConfig,
     as_list,
 )
-from rayft.data.splits import Splits, load_splits
+from rayft.data.quality import class_counts
+from rayft.data.splits import Splits
 from rayft.models.layers import LayerMap
-from rayft.models.load import load_tokenizer
+from rayft.models.load import load_preprocessor
 from rayft.report.tables import format_value
 from rayft.sweep.preflight import check_model
+from rayft.sweep.read_data import read_data
+from rayft.tasks import get_task
 
 
 def print_check(config: SweepConfig, console: Console) -> None:
@@ -26,9 +29,9 @@ def print_check(config: SweepConfig, console: Console) -> None:
     Raises:
         UserError: Something is wrong; with all faults of the data, or of the model.
     """
-    splits = load_splits(config.data, config.search.seed)
-    load_tokenizer(config.model)
-    layers = check_model(config, len(splits.label_names))
+    config, splits = read_data(config)
+    load_preprocessor(config.model, get_task(config.task))
+    layers = check_model(config, splits.label_names)
     console.print(_data_table(splits))
     for note in (*config.notes, *splits.notes):
         console.print(note)
@@ -38,9 +41,10 @@ def print_check(config: SweepConfig, console: Console) -> None:
 
 
 def _data_table(splits: Splits) -> Table:
-    table = _table("split", "rows", *splits.label_names)
+    names = splits.label_names
+    table = _table("split", "rows", *names)
     for name, rows in splits.present().items():
-        counts = [] if rows.labels is None else [(rows.labels == i).sum() for i in range(len(splits.label_names))]
+        counts = class_counts(rows.labels, names) if names and rows.labels is not None else []
         table.add_row(name, str(len(rows)), *map(str, counts))
     return table
 

@@ -92,13 +92,13 @@ class Progress:
 
     def epoch(self, number: int, result: EpochResult) -> None:
         """A trial has finished an epoch."""
-        value = result.metrics[self._config.search.metric]
+        value = result.metrics[self._config.metric]
         with self._lock:
             trial = self._running[number]
             trial.epoch = result.epoch
-            if trial.value is None or is_better(value, trial.value, self._config.search.direction):
+            if trial.value is None or is_better(value, trial.value, self._config.mode):
                 trial.value = value
-        self._event(f"trial {number} epoch {result.epoch}: {self._config.search.metric} {format_metric(value)}")
+        self._event(f"trial {number} epoch {result.epoch}: {self._config.metric} {format_metric(value)}")
 
     def trial_ended(self, record: "TrialRecord") -> None:
         """A trial is complete, pruned or failed."""
@@ -108,7 +108,7 @@ class Progress:
             epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
             line = f"trial {record.number} {record.state} after {epochs}"
             if record.value is not None:
-                line += f", {self._config.search.metric} {format_metric(record.value)}"
+                line += f", {self._config.metric} {format_metric(record.value)}"
             reason = f" ({record.reason})" if record.reason else ""
             summary = f"{self._counts()}; best {self._best_line()}; {self._pace()}"
         if record.state == "failed":  # a failure stays on the screen, above the live view
@@ -175,7 +175,7 @@ class Progress:
             return "none yet"
         number, trial = best
         params = format_params(trial.params)
-        return f"{self._config.search.metric} {format_metric(trial.value)}, trial {number}, {params}"
+        return f"{self._config.metric} {format_metric(trial.value)}, trial {number}, {params}"
 
     def _better(self, one: tuple[int, _Trial], than: tuple[int, _Trial] | None) -> tuple[int, _Trial] | None:
         """The better of two numbered trials, of equals the earlier; one without a value isn't any."""
@@ -185,7 +185,7 @@ class Progress:
             return one
         if one[1].value == than[1].value:
             return min(one, than, key=lambda trial: trial[0])
-        return one if is_better(one[1].value, than[1].value, self._config.search.direction) else than
+        return one if is_better(one[1].value, than[1].value, self._config.mode) else than
 
     def _running_line(self, number: int) -> str:
         trial = self._running[number]

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rayft.config import METRICS, Categorical, Domain, SweepConfig, Value
+from rayft.config import Categorical, Domain, SweepConfig, Value
 from rayft.report.tables import format_value
 from rayft.training.results import EpochResult
 
@@ -151,7 +151,7 @@ def _session_end(failed: bool) -> Summary:
 def _experiment(config: SweepConfig) -> Summary:
     """The search space and the metrics, the searched one first."""
     hparams = [summary_v2.HParam(name, _domain(domain)) for name, domain in config.search_space.items()]
-    names = sorted(METRICS, key=lambda name: name != config.search.metric)
+    names = sorted(config.rules.metrics, key=lambda name: name != config.metric)
     metrics = [
         summary_v2.Metric(f"best/{name}", display_name=name, dataset_type=summary_v2.Metric.VALIDATION)
         for name in names

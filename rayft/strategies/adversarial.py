@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, layer_norm, le
 from transformers import PreTrainedModel
 
 from rayft.config import Hyperparameters
-from rayft.models.layers import LayerMap
+from rayft.models.layers import LayerMap, probe_inputs
 from rayft.models.seeding import seeded
 from rayft.strategies.base import Strategy, freeze_below
 
@@ -39,11 +39,11 @@ class AdversarialStrategy(Strategy):
     ) -> "Adversary":
         """See `Strategy.adversary`."""
         assert isinstance(model, PreTrainedModel)
-        return Adversary(model.config.hidden_size, num_labels, hp.discriminator_learning_rate, device, seed)
+        return Adversary(_feature_size(model), num_labels, hp.discriminator_learning_rate, device, seed)
 
 
 class FeatureTap:
-    """Keeps what the base model's last hidden state was in the latest forward pass, averaged over each row's tokens.
+    """Keeps what the base model's last hidden state was in the latest forward pass, averaged over tokens or places.
 
     A context manager, or closed with `close()`.
 
@@ -59,6 +59,9 @@ class FeatureTap:
 
     def _pool(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden = output[0].float()  # of lower precision under autocast
+        if hidden.ndim == 4:  # of an image, [rows, channels, height, width]
+            self.features = hidden.mean(dim=(2, 3))
+            return
         mask = self._signature.bind(*args, **kwargs).arguments.get("attention_mask")
         if mask is None:
             self.features = hidden.mean(dim=1)
@@ -75,6 +78,16 @@ class FeatureTap:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@torch.no_grad()
+def _feature_size(model: PreTrainedModel) -> int:
+    if hasattr(model.config, "hidden_size"):
+        return int(model.config.hidden_size)
+    was_training = model.training
+    hidden = model.eval().base_model(**probe_inputs(model))[0]
+    model.train(was_training)
+    return int(hidden.shape[1])
 
 
 class Discriminator(nn.Module):

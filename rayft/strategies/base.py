@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rayft.config import Hyperparameters, StrategyName
 from rayft.models.dropout import set_dropout
 from rayft.models.layers import LayerMap
+from rayft.models.still import moving_statistics
 
 if TYPE_CHECKING:
     from rayft.strategies.adversarial import Adversary
@@ -93,3 +94,8 @@ def freeze_below(model: nn.Module, layers: LayerMap, freeze_depth: int, dropout:
     for path in layers.frozen_modules(freeze_depth):
         set_dropout(model.get_submodule(path), 0.0)
     return model
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All that training changes of the prepared module, by name: parameters, and statistics of batch norm."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad} | moving_statistics(model)

@@ -17,7 +17,7 @@ PREFIX = "base_model.model."
 
 
 class LoraStrategy(Strategy):
-    """Trains a low-rank update of every linear layer in the blocks (Hu et al. 2022), and all that comes after them.
+    """Trains a low-rank update of every linear layer or convolution in the blocks (Hu et al. 2022), and all after them.
 
     Every linear layer, not attention's alone, as Dettmers et al. (2023), section 4, found to be needed to match full
     fine-tuning. What comes after the blocks trains in full like the head, because a checkpoint may lack it (a pooler).
@@ -58,13 +58,18 @@ class LoraStrategy(Strategy):
         return copy.deepcopy(model).merge_and_unload()
 
 
+def _has_low_rank_update(module: nn.Module) -> bool:
+    """Depthwise convolutions have none: each channel's kernel is of rank 1 as it is."""
+    return isinstance(module, nn.Linear | Conv1D) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
 def _linear_layers(model: PreTrainedModel, layers: LayerMap) -> list[tuple[str, nn.Module]]:
     linear = [
         (path, module)
         for path, module in model.named_modules()
-        if path.startswith(f"{layers.block_path}.") and isinstance(module, nn.Linear | Conv1D)
+        if path.startswith(f"{layers.block_path}.") and _has_low_rank_update(module)
     ]
     if not linear:
-        rule = f"strategy lora needs linear layers in the blocks, but {type(model).__name__} has none"
+        rule = f"strategy lora needs linear layers or convolutions in the blocks, but {type(model).__name__} has none"
         raise ModelError([Fault(where=layers.block_path, key="strategy", rule=rule)])
     return linear

@@ -86,9 +86,7 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
     searcher = StudySearcher(sweep.study, scheduler, config, groups)
     recorder = Recorder(sweep, searcher)
     stopper = _Stopper(lambda: is_over() or recorder.stopped_by is not None, exchange)
-    trainable = tune.with_parameters(
-        Trial, exchange=exchange, metric=config.search.metric, epochs=config.training.epochs
-    )
+    trainable = tune.with_parameters(Trial, exchange=exchange, metric=config.metric, epochs=config.training.epochs)
     tuner = tune.Tuner(
         # Tune insists on some resource; the workers hold the CPUs and GPUs, so a trial takes a byte of memory.
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
@@ -127,7 +125,7 @@ def _start_exchange(sweep: OpenSweep, placement: Placement) -> ActorHandle:
     # On the driver's node: without the driver it has no use, and without it the driver has none.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
-    max_failures, mode = sweep.config.cluster.max_failures, sweep.config.search.direction
+    max_failures, mode = sweep.config.cluster.max_failures, sweep.config.mode
     return actor.remote(placement.groups, placement.workers, max_failures, mode, best)
 
 

@@ -27,7 +27,7 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
     """
 
     def __init__(self, sweep: OpenSweep, searcher: StudySearcher) -> None:
-        self._mode = sweep.config.search.direction
+        self._mode = sweep.config.mode
         self._max_failures = sweep.config.cluster.max_failures
         self._lost_actors: Counter[int] = Counter()
         self._run = sweep.run

@@ -50,8 +50,8 @@ def make_scheduler(config: SweepConfig) -> TrialScheduler:
         return FIFOScheduler()
     return _NumberedAsha(
         time_attr="epoch",
-        metric=config.search.metric,
-        mode=config.search.direction,
+        metric=config.metric,
+        mode=config.mode,
         max_t=config.training.epochs,
         grace_period=stopping.grace_epochs,
         reduction_factor=stopping.reduction_factor,
@@ -68,7 +68,7 @@ def replay(scheduler: TrialScheduler, config: SweepConfig, record: TrialRecord) 
     scheduler.on_trial_add(None, trial)
     decision = TrialScheduler.CONTINUE
     for epoch, value in sorted(record.values.items()):
-        decision = scheduler.on_trial_result(None, trial, {"epoch": epoch, config.search.metric: value})
+        decision = scheduler.on_trial_result(None, trial, {"epoch": epoch, config.metric: value})
     return bool(decision == TrialScheduler.STOP)
 
 

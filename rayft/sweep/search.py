@@ -1,5 +1,6 @@
 """The search: from the splits, or the encoded data of an earlier run, to a study without unfinished trials."""
 
+import logging
 import math
 import time
 
@@ -13,6 +14,9 @@ from rayft.sweep.interruption import Interruption
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.run_folder import RunFolder
+from rayft.tasks import get_task
+
+logger = logging.getLogger(__name__)
 
 
 def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
@@ -44,8 +48,8 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 epochs=config.training.epochs,
                 seed=config.search.seed,
                 threads=placement.cpus,
-                metric=config.search.metric,
-                mode=config.search.direction,
+                metric=config.metric,
+                mode=config.mode,
                 precision=config.training.precision,
                 cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
                 compiled=config.training.compile,
@@ -73,12 +77,14 @@ def _import_distributed() -> None:
 def _check_and_encode(config: SweepConfig, run: RunFolder, splits: Splits | None) -> None:
     """Finds what can be wrong with the model, and tokenises the data unless an earlier run of the sweep has."""
     with imports.swiftly():
-        from rayft.models.load import load_tokenizer
+        from rayft.models.load import load_preprocessor
         from rayft.sweep.preflight import check_model
 
+    task = get_task(config.task)
     label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
-    tokenizer = load_tokenizer(config.model)
-    check_model(config, len(label_names))
+    preprocessor = load_preprocessor(config.model, task)
+    check_model(config, label_names)
     if splits is not None:
-        encode_splits(splits, tokenizer, config.data.max_length, run.encoded)
+        for note in encode_splits(splits, task, preprocessor, config.data, run.encoded):
+            logger.info("%s", note)
         run.publish("encoded")

@@ -34,7 +34,7 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
     """
 
     def __init__(self, study: SweepStudy, scheduler: TrialScheduler, config: SweepConfig, slots: int) -> None:
-        super().__init__(metric=config.search.metric, mode=config.search.direction)
+        super().__init__(metric=config.metric, mode=config.mode)
         self._study = study
         self._scheduler = scheduler
         self._config = config

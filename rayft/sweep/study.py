@@ -83,7 +83,7 @@ class SweepStudy:
 
     def __init__(self, config: SweepConfig, url: str, name: str = STUDY_NAME, *, create: bool = True) -> None:
         self._config = config
-        self._mode = config.search.direction
+        self._mode = config.mode
         with _quiet_optuna():
             direction: Direction = "maximize" if self._mode == "max" else "minimize"
             self._storage = SweepStorage(url, name, direction, create=create)
@@ -159,7 +159,7 @@ class SweepStudy:
         entry = {"metrics": metrics, "seconds": seconds, "checkpoint": digest}
         with self._storage.transaction():
             if epoch not in known.intermediate_values:  # what the sampler has been told stays
-                trial.report(metrics[self._config.search.metric], step=epoch)
+                trial.report(metrics[self._config.metric], step=epoch)
             trial.set_user_attr("epochs", {**epochs, str(epoch): entry})
 
     def finish(self, number: int, reason: str | None = None) -> TrialRecord:
@@ -205,7 +205,7 @@ class SweepStudy:
     def _to_record(self, trial: FrozenTrial) -> TrialRecord:
         attrs = trial.user_attrs
         epochs = {int(epoch): entry for epoch, entry in attrs.get("epochs", {}).items()}
-        values = {epoch: entry["metrics"][self._config.search.metric] for epoch, entry in sorted(epochs.items())}
+        values = {epoch: entry["metrics"][self._config.metric] for epoch, entry in sorted(epochs.items())}
         best = best_epoch(values, self._mode)
         digest = None if best is None else epochs[best]["checkpoint"]
         return TrialRecord(

@@ -4,6 +4,7 @@ import gc
 import logging
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from rayft.sweep.ranking import FailureKind
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.trial_checkpoints import TrialCheckpoints
 from rayft.sweep.watchdog import Watchdog
+from rayft.tasks import get_task
 from rayft.training.acceleration import Acceleration, choose_autocast, choose_onednn
 from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
 from rayft.training.loop import FineTuning
@@ -172,9 +174,11 @@ class TrialWorker:
         self._run = RunFolder.at(spec.run)
         obtain_data(self._run)
         self._data = data = EncodedData.open(self._run.encoded)
-        self._base = load_model(model_here(spec.model), data.label_names, data.pad_token_id, spec.seed).to(
-            workers.device
-        )
+        self._task = task = get_task(data.task)
+        padding = data.pad_token_id if data.train.has_tokens else None
+        base = load_model(model_here(spec.model), task, data.label_names, padding, spec.seed)
+        self._base = base.to(workers.device)
+        task.check_model(self._base)
         self._layers = map_layers(self._base)
         self._acceleration = self._accelerate(spec)
         self._trial: int | None = None
@@ -250,9 +254,16 @@ class TrialWorker:
         cache = None
         if spec.cache_bytes:
             folder, device = cache_folder("prefix"), self.workers.device
-            padding, pulse = self._data.pad_token_id, self.workers.pulse
             cache = PrefixCache(
-                self._base, self._layers, padding, folder, spec.cache_bytes, device, autocast, pulse=pulse
+                self._base,
+                self._layers,
+                partial(self._task.collate, data=self._data),
+                folder,
+                spec.cache_bytes,
+                device,
+                autocast,
+                row_tokens=self._task.row_tokens(self._data),
+                pulse=self.workers.pulse,
             )
         return Acceleration(autocast, cache, spec.compiled)
 

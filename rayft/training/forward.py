@@ -1,4 +1,4 @@
-"""From rows of a split to logits: by way of their tokens, or of what the frozen blocks gave for them."""
+"""From rows of a split to logits: by way of their tokens or pixels, or of what the frozen blocks gave for them."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rayft.data.batches import collate
-from rayft.data.encode import EncodedSplit
+from rayft.config import Hyperparameters
+from rayft.data.encode import EncodedData, EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_files import PrefixFeatures
 from rayft.models.prefix_input import PrefixInput
+from rayft.tasks import get_task
 from rayft.training.acceleration import Acceleration
 from rayft.training.workers import Workers
 
@@ -26,8 +27,8 @@ class Batch:
 
     Attributes:
         inputs: The model's arguments, on its device.
-        labels: Label ids, [rows], or None for rows without.
-        hidden: What the frozen blocks gave, [rows, length, hidden size], if that is known.
+        labels: What it is to predict, rows first, or None for rows without.
+        hidden: What the frozen blocks gave, [rows, length, hidden size] or of any shape for images, if that is known.
         tokens: Without padding.
         padded_tokens: With padding.
     """
@@ -46,7 +47,8 @@ class Forward:
         model: A trial's model.
         layers: Its layer map.
         frozen: How many of its blocks are frozen, with all before them; 0 if nothing is.
-        pad_token_id: What fills rows up.
+        data: The encoded splits.
+        hp: How training rows are changed at random, if they are.
         workers: This process among the trial's.
         acceleration: How to compute.
     """
@@ -56,12 +58,15 @@ class Forward:
         model: nn.Module,
         layers: LayerMap,
         frozen: int,
-        pad_token_id: int,
+        data: EncodedData,
+        hp: Hyperparameters,
         workers: Workers,
         acceleration: Acceleration,
     ) -> None:
         self.model = model
-        self._frozen, self._pad_token_id, self._workers = frozen, pad_token_id, workers
+        self._frozen, self._data, self._hp, self._workers = frozen, data, hp, workers
+        self._task = get_task(data.task)
+        self._augments = self._task.augments(hp)
         self._autocast, self._cache = acceleration.autocast, acceleration.cache
         self._known: dict[EncodedSplit, PrefixFeatures | None] = {}
         self._prefix: PrefixInput | None = None
@@ -72,6 +77,10 @@ class Forward:
         else:
             assert isinstance(model, PreTrainedModel), "a model whose blocks are frozen isn't wrapped"
             self._prefix = PrefixInput(model, layers, frozen)
+            if self._augments:
+                logger.info(
+                    "what frozen layers give is kept for validation only: training images are changed at random"
+                )
 
     def look_up(self, *splits: EncodedSplit | None) -> None:
         """Takes what the cache has for the splits, or lets it compute that.
@@ -83,23 +92,26 @@ class Forward:
         if self._prefix is None or self._cache is None:
             return
         for split in splits:
+            if self._augments and split in (self._data.train, self._data.unlabeled):
+                continue
             if split is not None and split not in self._known:
                 self._known[split] = self._cache.features(split, self._frozen, wait=True)
 
     def batch(self, split: EncodedSplit, rows: np.ndarray) -> Batch:
-        """Reads some rows and moves them to the model's device."""
+        """Reads some rows and moves them to the model's device; in training, changed at random if they are to be."""
         self._workers.pulse.beat()
-        inputs = collate(split, rows, self._pad_token_id)
-        mask = inputs["attention_mask"]
-        tokens, padded_tokens = int(mask.sum()), mask.numel()
+        changed = self._augments and self.model.training
+        inputs = self._task.collate(split, rows, self._data, self._hp if changed else None)
+        lengths = split.lengths[rows]
+        tokens, padded_tokens = int(lengths.sum()), len(rows) * int(lengths.max())
         features = self._known.get(split)
-        hidden = None if features is None else features.batch(rows, mask.shape[1])
+        hidden = None if features is None else features.batch(rows, int(lengths.max()))
         moved = {name: self._moved(tensor) for name, tensor in inputs.items()}
         labels = moved.pop("labels", None)
         return Batch(moved, labels, None if hidden is None else self._moved(hidden), tokens, padded_tokens)
 
     def logits(self, batch: Batch, through: nn.Module | None = None) -> Tensor:
-        """The logits of a batch, in float32, [rows, labels].
+        """The logits of a batch, in float32, rows first.
 
         Args:
             batch: From `batch`.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -14,6 +13,7 @@ from rayft.config import Hyperparameters
 from rayft.data.batches import shard
 from rayft.data.encode import EncodedData, EncodedSplit
 from rayft.strategies.adversarial import Adversary, FeatureTap
+from rayft.tasks import get_task
 from rayft.training.failures import MemoryExhaustedError, is_out_of_memory
 from rayft.training.forward import Batch, Forward
 from rayft.training.workers import Workers
@@ -34,7 +34,7 @@ class MicroBatch:
     Attributes:
         split: Where the rows are.
         rows: Their indices.
-        loss_share: Their part of the global batch's labelled rows.
+        loss_share: What their summed loss counts in the global batch's mean.
         fooling_share: Their part of all rows of the global batch.
     """
 
@@ -66,7 +66,8 @@ class BatchPass:
 class BatchGradients:
     """Computes gradients and leaves them in the parameters.
 
-    The loss of a global batch is the mean over its rows, so each micro-batch counts by its share of them.
+    The loss of a global batch is the mean over its rows, or their tokens, as the task weighs them, so micro-batches add
+    up.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class BatchGradients:
         self._hp = hp
         self._workers = workers
         self._adversary = adversary
+        self._task = get_task(data.task)
+        self._row_weights = self._task.row_weights(data.train, data)
         self._module = forward.model
         if adversary:
             assert isinstance(forward.model, PreTrainedModel)
@@ -136,8 +139,7 @@ class BatchGradients:
         logits = self._forward.logits(batch, through=self._module)
         objective = logits.new_zeros(())
         if labels is not None:
-            smoothing = self._hp.label_smoothing
-            objective = part.loss_share * functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            objective = part.loss_share * self._task.loss_sum(logits, labels, self._hp, self._data)
             result.loss += objective.detach()
         if self._adversary:
             features = self._tap.features
@@ -149,9 +151,10 @@ class BatchGradients:
         return objective
 
     def _micro_batches(self, batch: GlobalBatch) -> list[MicroBatch]:
-        labelled, total = len(batch.train), len(batch.train) + len(batch.unlabeled)
+        total = len(batch.train) + len(batch.unlabeled)
+        share = 1 / float(self._row_weights[batch.train].sum())
         parts = [
-            MicroBatch(self._data.train, rows, loss_share=len(rows) / labelled, fooling_share=len(rows) / total)
+            MicroBatch(self._data.train, rows, loss_share=share, fooling_share=len(rows) / total)
             for rows in self._own(batch.train)
         ]
         if self._data.unlabeled is not None:

@@ -19,14 +19,15 @@ from rayft.errors import CheckpointError
 from rayft.models.compact_embedding import compact_embedding
 from rayft.models.layers import LayerMap
 from rayft.models.sharing import own_trainable, sharing_copy
+from rayft.models.still import has_moving_statistics, moving_statistics, train_above
 from rayft.strategies import get_strategy
+from rayft.tasks import get_task
 from rayft.training.acceleration import PLAIN, Acceleration, compile_blocks
 from rayft.training.checkpoint import PackedCheckpoint, TrialState, read_checkpoint
 from rayft.training.epoch_log import EpochLog, check_finite
 from rayft.training.evaluation import predict
 from rayft.training.forward import Forward
 from rayft.training.gradients import BatchGradients, GlobalBatch
-from rayft.training.metrics import compute_metrics
 from rayft.training.optim import (
     StartingPoint,
     build_lr_scheduler,
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 OPTIMIZER_PREFIX = "optimizer/"
 ADVERSARY_PREFIX = "adversary/"
+MAX_CLASSES_SHOWN = 50
+"""Of more classes there is no confusion matrix in an epoch's result: it grows with their square."""
 
 
 class FineTuning:
@@ -80,6 +83,8 @@ class FineTuning:
     ) -> None:
         self.history: list[EpochResult] = []
         self._data, self._hp, self._workers = data, hp, workers
+        self._task, self._layers = get_task(data.task), layers
+        self._least_rows = 2 * workers.world_size if has_moving_statistics(base) else 1
         self._epochs, self._seed, self._acceleration = epochs, seed, acceleration
         self._finished_steps = 0
         self._total_steps = epochs * len(self._train_batches(epoch=1))
@@ -89,7 +94,8 @@ class FineTuning:
         self._model = strategy.prepare(sharing_copy(base), layers, hp).to(workers.device)
         l2_sp = hp.l2_sp if "l2_sp" in STRATEGY_HYPERPARAMETERS[hp.strategy] else 0.0
         # L2-SP has a gradient for every row of the embeddings, so none can be left out.
-        self._embedding = None if l2_sp else compact_embedding(self._model, self._looked_up())
+        compacts = data.train.has_tokens and not l2_sp
+        self._embedding = compact_embedding(self._model, self._looked_up()) if compacts else None
         own_trainable(self._model)
         self._adversary = strategy.adversary(self._model, len(data.label_names), hp, workers.device, seed)
         self._trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
@@ -97,10 +103,10 @@ class FineTuning:
         self._starting_point = StartingPoint([self._trainable[name] for name in sorted(pretrained)], l2_sp)
         self._optimizer = build_optimizer(self._model, strategy.rate_factors(self._model, layers, hp), hp)
         self._lr_scheduler = build_lr_scheduler(self._optimizer, hp, self._total_steps)
-        frozen = strategy.frozen_blocks(hp)
+        self._frozen = strategy.frozen_blocks(hp)
         if acceleration.compiled:
-            compile_blocks(self._model, layers, frozen)
-        self._forward = Forward(self._model, layers, frozen, data.pad_token_id, workers, acceleration)
+            compile_blocks(self._model, layers, self._frozen)
+        self._forward = Forward(self._model, layers, self._frozen, data, hp, workers, acceleration)
         share = -(-hp.batch_size // workers.world_size)
         micro_batch = min(micro_batch or share, share)
         self._gradients = BatchGradients(self._forward, data, hp, workers, self._adversary, micro_batch)
@@ -131,7 +137,7 @@ class FineTuning:
         seed_generators(self._seed, epoch, self._workers.rank)
         unlabeled = self._data.unlabeled if self._adversary else None
         self._forward.look_up(self._data.train, self._data.validation, unlabeled)
-        self._model.train()
+        train_above(self._model, self._layers, self._frozen)
         log = EpochLog(self._workers, epoch, self._total_steps // self._epochs, self._finished_steps)
         for batch in self._global_batches(epoch):
             result = self._gradients.compute(batch)
@@ -146,18 +152,19 @@ class FineTuning:
             self._lr_scheduler.step()
             self._finished_steps += 1
         train_loss, curve, samples_per_second, padding = log.finish()
-        # Numbers of numpy's can't be written to every record.
-        metrics = {name: float(value) for name, value in self.evaluate(self._data.validation).items()}
+        outputs = predict(self._forward, self._data.validation, self._data, self._workers)
+        metrics = self._metrics(outputs, self._data.validation)
         check_finite(metrics, epoch, self._finished_steps)
+        confusion = self._task.confusion(outputs, self._data.validation, self._data)
+        counts = None if confusion is None or len(confusion) > MAX_CLASSES_SHOWN else confusion.tolist()
         seconds = time.perf_counter() - started
-        self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, samples_per_second, padding))
+        rate = samples_per_second
+        self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, rate, padding, counts))
         return self.history[-1]
 
     def evaluate(self, split: EncodedSplit) -> dict[str, float]:
         """All metrics over a whole labelled split, the same on every worker."""
-        assert split.labels is not None, f"{split.name} has no labels"
-        logits = predict(self._forward, split, len(self._data.label_names), self._workers)
-        return compute_metrics(logits, split.labels)
+        return self._metrics(predict(self._forward, split, self._data, self._workers), split)
 
     def pack(self) -> PackedCheckpoint:
         """A checkpoint, ready to be written; to be called on rank 0 alone, whose state is that of all workers."""
@@ -168,6 +175,7 @@ class FineTuning:
             if self._adversary:
                 optimizer |= {f"{ADVERSARY_PREFIX}{k}": v for k, v in self._adversary.state_dict().items()}
         model = {name: self._whole(parameter) for name, parameter in self._trainable.items()}
+        model |= moving_statistics(self._model)
         history = tuple(self.history)
         state = TrialState(
             self.epoch, self._finished_steps, self.micro_batch, history, model, optimizer, precision=self._precision
@@ -189,7 +197,10 @@ class FineTuning:
             logger.warning("%s: that is what training.precision auto takes on this machine", rest)
         with torch.no_grad():
             for name, tensor in state.model.items():
-                self._load_whole(self._trainable[name], tensor)
+                if name in self._trainable:
+                    self._load_whole(self._trainable[name], tensor)
+                else:
+                    self._model.get_buffer(name).copy_(tensor)
         unpack_optimizer(self._optimizer, self._model, strip_prefix(state.optimizer, OPTIMIZER_PREFIX))
         if self._adversary:
             self._adversary.load_state_dict(strip_prefix(state.optimizer, ADVERSARY_PREFIX))
@@ -220,7 +231,14 @@ class FineTuning:
             parameter.copy_(tensor)
 
     def _train_batches(self, epoch: int) -> list[np.ndarray]:
-        return train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch)
+        batches = train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch)
+        if len(batches) > 1 and len(batches[-1]) < self._least_rows:  # batch norm needs more than one row per worker
+            batches[-2:] = [np.concatenate(batches[-2:])]
+        return batches
+
+    def _metrics(self, outputs: np.ndarray, split: EncodedSplit) -> dict[str, float]:
+        # Numbers of numpy's can't be written to every record.
+        return {name: float(value) for name, value in self._task.metrics(outputs, split, self._data).items()}
 
     def _global_batches(self, epoch: int) -> Iterator[GlobalBatch]:
         unlabeled: Iterator[np.ndarray] = repeat(np.empty(0, dtype=np.int64))
@@ -231,6 +249,7 @@ class FineTuning:
 
     def _check_fits(self, state: TrialState, folder: Path) -> None:
         expected = {name: tuple(self._whole(p).shape) for name, p in self._trainable.items()}
+        expected |= {name: tuple(buffer.shape) for name, buffer in moving_statistics(self._model).items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.model.items()}
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         if differing:

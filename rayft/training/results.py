@@ -30,6 +30,7 @@ class EpochResult:
         seconds: Training and validation.
         samples_per_second: Rows trained on, over all workers, per second of training.
         padding: The fraction of the training tokens that is padding.
+        confusion: Validation's counts of rows, or words, by true class and by predicted one; None without classes.
     """
 
     epoch: int
@@ -39,6 +40,7 @@ class EpochResult:
     seconds: float
     samples_per_second: float
     padding: float
+    confusion: list[list[int]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

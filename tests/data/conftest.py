@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from rayft.config import DataConfig
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import DataError
+from rayft.tasks import get_task
 
 TRAIN = "text,label\n" + "".join(f"text {n} is {kind},{kind}\n" for n in range(6) for kind in ("good", "bad"))
 VALIDATION = "text,label\nrather good,good\nquite bad,bad\n"
@@ -35,8 +36,8 @@ Load = Callable[..., Splits]
 @pytest.fixture
 def load(files: Path) -> Load:
     """Loads train.csv and validation.csv, with keys of the data section to change."""
-    return lambda **keys: load_splits(
-        DataConfig(**{"train": "train.csv", "validation": "validation.csv", **keys}), seed=0
+    return lambda task="text-classification", **keys: load_splits(
+        DataConfig(**{"train": "train.csv", "validation": "validation.csv", **keys}), seed=0, task=get_task(task)
     )
 
 

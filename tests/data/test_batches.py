@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rayft.data.batches import collate, eval_batches, shard, train_batches
-from rayft.data.encode import EncodedData, encode_splits
-from rayft.data.splits import Rows, Splits
+from rayft.data.batches import eval_batches, shard, token_inputs, train_batches
+from rayft.data.encode import EncodedData
+from tests.texts import TEXTS, encode_texts, text_rows, text_splits
 
 LENGTHS = np.random.default_rng(0).integers(3, 129, size=2003)
 
@@ -75,32 +76,33 @@ def test_shards_are_a_partition_and_even(world_size: int) -> None:
 
 @pytest.fixture
 def encoded(tmp_path: Path, bare_tokenizer: PreTrainedTokenizerBase) -> EncodedData:
-    rows = Rows(["one", "two three four", "five one"], None, np.array([1, 0, 1]))
-    encode_splits(Splits(rows, rows, None, Rows(["one"], None, None), ("a", "b"), ()), bare_tokenizer, 8, tmp_path)
+    rows = text_rows(["one", "two three four", "five one"], None, np.array([1, 0, 1]))
+    encode_texts(text_splits(rows, rows, unlabeled=text_rows(["one"])), bare_tokenizer, 8, tmp_path)
     return EncodedData.open(tmp_path)
 
 
 def test_collate_pads_on_the_right_to_the_longest(encoded: EncodedData) -> None:
-    batch = collate(encoded.train, np.array([2, 1]), pad_token_id=9)
+    batch = TEXTS.collate(encoded.train, np.array([2, 1]), replace(encoded, pad_token_id=9))
     assert batch["input_ids"].tolist() == [[5, 1, 9], [2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch["labels"].tolist() == [1, 0]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    assert collate(encoded.train, np.array([0]), pad_token_id=9)["input_ids"].tolist() == [[1]]
+    assert token_inputs(encoded.train, np.array([0]), 9)["input_ids"].tolist() == [[1]]
 
 
 def test_collate_without_labels(encoded: EncodedData) -> None:
     assert encoded.unlabeled is not None
-    assert set(collate(encoded.unlabeled, np.array([0]), pad_token_id=0)) == {"input_ids", "attention_mask"}
+    assert set(TEXTS.collate(encoded.unlabeled, np.array([0]), encoded)) == {"input_ids", "attention_mask"}
 
 
 def test_collate_equals_the_tokenizers_own_padding(tmp_path: Path, bert_tokenizer: PreTrainedTokenizerBase) -> None:
     texts, pairs = ["a text", "another, longer text", "x"], ["pair", "p", "the longest of all of the pairs here"]
-    rows = Rows(texts, pairs, np.array([0, 1, 0]))
-    encode_splits(Splits(rows, rows, None, None, ("a", "b"), ()), bert_tokenizer, 32, tmp_path)
+    rows = text_rows(texts, pairs, np.array([0, 1, 0]))
+    encode_texts(text_splits(rows, rows), bert_tokenizer, 32, tmp_path)
     assert isinstance(bert_tokenizer.pad_token_id, int)
-    batch = collate(EncodedData.open(tmp_path).train, np.array([0, 1, 2]), bert_tokenizer.pad_token_id)
+    data = EncodedData.open(tmp_path)
+    batch = TEXTS.collate(data.train, np.array([0, 1, 2]), data)
     expected = bert_tokenizer(texts, pairs, padding=True, return_tensors="pt")
     assert set(batch) == {*expected, "labels"}
     for name, tensor in expected.items():

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayft.data.check import label_names
+from rayft.data.labels import class_names
 from tests.data.conftest import TRAIN, Load
 
 Faults = Callable[..., list[str]]
@@ -31,7 +31,7 @@ def test_bad_rows_are_left_out_on_request(files: Path, load: Load) -> None:
     write(files / "train.csv", BAD)
     splits = load(on_bad_row="drop")
     assert len(splits.train) == 13
-    assert splits.train.texts[-1] == "fine too"
+    assert splits.train.inputs["text"][-1] == "fine too"
     assert splits.notes == ("train: left out 7 of 20 rows (5 empty text, 1 missing label, 1 undecodable bytes)",)
 
 
@@ -93,7 +93,7 @@ def test_a_text_column_of_numbers(files: Path, faults: Faults, content: str) -> 
 
 def test_one_number_among_texts_is_text(files: Path, load: Load) -> None:
     write(files / "train.csv", "text,label\n42,good\nfine,bad\n")
-    assert load().train.texts == ["42", "fine"]
+    assert load().train.inputs["text"] == ["42", "fine"]
 
 
 def test_wrong_types_are_never_dropped(files: Path, faults: Faults) -> None:
@@ -140,7 +140,7 @@ def test_unlabeled_rows_need_no_label(files: Path, load: Load) -> None:
     write(files / "more.csv", "text\nsome\nmore\n")
     unlabeled = load(unlabeled="more.csv").unlabeled
     assert unlabeled is not None
-    assert (unlabeled.texts, unlabeled.labels) == (["some", "more"], None)
+    assert (unlabeled.inputs["text"], unlabeled.labels) == (["some", "more"], None)
 
 
 def test_labels_of_every_type_become_names(files: Path, load: Load) -> None:
@@ -167,4 +167,4 @@ def test_true_and_false_are_names_too(files: Path, load: Load) -> None:
     ],
 )
 def test_label_order(labels: list[str], names: tuple[str, ...]) -> None:
-    assert label_names(labels) == names
+    assert class_names(labels) == names

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayft.data.formats import LONGEST_CELL, Part, read_file
+from rayft.data.formats import LONGEST_CELL, READERS, Part, read_file
 from rayft.errors import DataError
 
 WANTED = ("text", "label")
@@ -14,7 +14,7 @@ WANTED = ("text", "label")
 def read(folder: Path, name: str, content: str | bytes) -> Part:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_file(path, name, WANTED)
+    return read_file(path, name, WANTED, READERS)
 
 
 def fault(folder: Path, name: str, content: str | bytes) -> str:
@@ -110,7 +110,7 @@ def test_bytes_that_are_not_utf8_stay_visible(folder: Path) -> None:
 def test_parquet_keeps_types_and_reads_wanted_columns_only(folder: Path) -> None:
     table = pa.table({"text": ["a", None], "label": [1.0, 2.0], "vector": [[1], [2]]})
     pq.write_table(table, folder / "a.PARQUET")
-    part = read_file(folder / "a.PARQUET", "a.PARQUET", WANTED)
+    part = read_file(folder / "a.PARQUET", "a.PARQUET", WANTED, READERS)
     assert part.available == ("text", "label", "vector")
     assert part.cells == {"text": ["a", None], "label": [1.0, 2.0]}
     assert part.place(1) == "a.PARQUET row 2"
@@ -119,5 +119,5 @@ def test_parquet_keeps_types_and_reads_wanted_columns_only(folder: Path) -> None
 def test_parquet_dictionaries_and_strings_that_are_not_utf8(folder: Path) -> None:
     broken = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
     pq.write_table(pa.table({"text": broken, "label": pa.array(["x", "y"]).dictionary_encode()}), folder / "a.parquet")
-    part = read_file(folder / "a.parquet", "a.parquet", WANTED)
+    part = read_file(folder / "a.parquet", "a.parquet", WANTED, READERS)
     assert part.cells == {"text": ["fine", "caf\udce9"], "label": ["x", "y"]}

@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from rayft.data.load import SplitName, read_source, source_name
+from tests.texts import TEXTS
 
 WANTED = ("text", "label")
 
@@ -16,13 +17,13 @@ def write(folder: Path, *names: str) -> None:
 
 
 def texts(source: str | list[str], split: SplitName = "train") -> list[str]:
-    parts, faults = read_source(source, split, WANTED)
+    parts, faults = read_source(source, split, WANTED, TEXTS)
     assert not faults
     return [text for part in parts for text in part.cells["text"]]
 
 
 def messages(source: str | list[str], split: SplitName = "train") -> list[str]:
-    return [str(fault) for fault in read_source(source, split, WANTED)[1]]
+    return [str(fault) for fault in read_source(source, split, WANTED, TEXTS)[1]]
 
 
 def test_a_file_relative_to_the_working_directory_or_absolute(folder: Path) -> None:
@@ -48,7 +49,7 @@ def test_a_file_whose_name_looks_like_a_glob(folder: Path) -> None:
 
 def test_every_missing_file_is_told_and_the_others_are_read(folder: Path) -> None:
     write(folder, "train.csv")
-    parts, faults = read_source(["tarin.csv", "train.csv", "none/a.csv", "*.tsv"], "train", WANTED)
+    parts, faults = read_source(["tarin.csv", "train.csv", "none/a.csv", "*.tsv"], "train", WANTED, TEXTS)
     assert [part.name for part in parts] == ["train.csv"]
     assert [str(fault) for fault in faults] == [
         "tarin.csv: data.train: there is no such file; did you mean train.csv?",
@@ -84,7 +85,7 @@ def saved(folder: Path) -> Path:
 
 
 def test_a_saved_dataset_with_class_names(saved: Path) -> None:
-    (part,), faults = read_source("both", "validation", WANTED)
+    (part,), faults = read_source("both", "validation", WANTED, TEXTS)
     assert not faults
     assert part.cells == {"text": ["validation 0", "validation 1", "validation 2"], "label": ["pos", None, "neg"]}
     assert part.place(0) == "both validation row 1"

@@ -14,7 +14,7 @@ Faults = Callable[..., list[str]]
 def test_files_as_they_are(load: Load) -> None:
     splits = load()
     assert (len(splits.train), len(splits.validation), splits.test, splits.unlabeled) == (12, 2, None, None)
-    assert splits.train.texts[:2] == ["text 0 is good", "text 0 is bad"]
+    assert splits.train.inputs["text"][:2] == ["text 0 is good", "text 0 is bad"]
     assert splits.label_names == ("bad", "good")
     assert splits.train.labels is not None
     assert splits.train.labels.dtype == np.int64
@@ -29,13 +29,13 @@ def test_fractions_are_of_the_whole_train_file(load: Load) -> None:
     for rows, per_class in ((splits.train, 3), (splits.validation, 2), (splits.test, 1)):
         assert rows.labels is not None
         assert Counter(rows.labels.tolist()) == {0: per_class, 1: per_class}
-        assert [text.endswith("good") for text in rows.texts] == rows.labels.astype(bool).tolist()
-    every = splits.train.texts + splits.validation.texts + splits.test.texts
-    assert sorted(every) == sorted(load().train.texts)
+        assert [text.endswith("good") for text in rows.inputs["text"]] == rows.labels.astype(bool).tolist()
+    every = splits.train.inputs["text"] + splits.validation.inputs["text"] + splits.test.inputs["text"]
+    assert sorted(every) == sorted(load().train.inputs["text"])
 
 
 def test_the_same_validation_with_and_without_a_test_fraction(load: Load) -> None:
-    assert load(validation=0.3).validation.texts == load(validation=0.3, test=0.2).validation.texts
+    assert load(validation=0.3).validation.inputs["text"] == load(validation=0.3, test=0.2).validation.inputs["text"]
 
 
 def test_a_validation_file_and_a_test_fraction(load: Load) -> None:
@@ -50,7 +50,7 @@ def test_pairs(files: Path, load: Load) -> None:
     )
     splits = load(train="pairs.csv", validation=0.25, columns={"text": ["a", "b"]})
     for rows in (splits.train, splits.validation):
-        assert rows.pairs == [text.replace("a", "b") for text in rows.texts]
+        assert rows.inputs["text_pair"] == [text.replace("a", "b") for text in rows.inputs["text"]]
     assert (len(splits.train), len(splits.validation)) == (6, 2)
 
 
@@ -113,4 +113,4 @@ def test_pairs_are_duplicates_only_as_a_whole(files: Path, load: Load) -> None:
 
 
 def test_rows_have_a_length() -> None:
-    assert len(Rows(["a", "b"], None, None)) == 2
+    assert len(Rows({"text": ["a", "b"]}, None)) == 2

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from rayft.config import SweepConfig
-from rayft.data.encode import EncodedData, encode_splits
-from rayft.data.splits import Rows, Splits
+from rayft.data.encode import EncodedData
+from rayft.data.splits import Rows
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_tokenizer
 from rayft.search_space import resolve
 from rayft.sweep.study import TrialRecord
 from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
+from tests.texts import TEXTS, encode_texts, text_rows, text_splits
 
 LABELS = ("negative", "neutral", "positive")
 PARAMS = {
@@ -52,7 +53,7 @@ def rows(count: int, seed: int, paired: bool = False) -> Rows:
     texts = [
         " ".join([*generator.choice(fillers, generator.integers(1, 11)), marks[label]]) for label in labels.tolist()
     ]
-    return Rows(texts, ["a nice play"] * count if paired else None, labels)
+    return text_rows(texts, ["a nice play"] * count if paired else None, labels)
 
 
 def train_run(folder: Path, model: Path, strategy: str, paired: bool = False) -> TrainedRun:
@@ -78,10 +79,10 @@ def train_run(folder: Path, model: Path, strategy: str, paired: bool = False) ->
         }
     )
     tokenizer = load_tokenizer(config.model)
-    splits = Splits(rows(96, 0, paired), rows(48, 1, paired), rows(32, 2, paired), None, LABELS, ())
-    encode_splits(splits, tokenizer, config.data.max_length, folder / "encoded")
+    splits = text_splits(rows(96, 0, paired), rows(48, 1, paired), rows(32, 2, paired), None, LABELS)
+    encode_texts(splits, tokenizer, config.data.max_length, folder / "encoded")
     params = PARAMS[strategy]
-    base = load_model(config.model, LABELS, tokenizer.pad_token_id, config.search.seed)
+    base = load_model(config.model, TEXTS, LABELS, tokenizer.pad_token_id, config.search.seed)
     tuning = FineTuning(
         base,
         map_layers(base),

@@ -3,8 +3,11 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from rayft.config import METRICS, SweepConfig
+from rayft.config import SweepConfig
+from rayft.config_tasks import TASK_RULES
 from rayft.export.model_card import model_card
+
+METRICS = TASK_RULES["text-classification"].metrics
 
 CONFIG: dict[str, Any] = {
     "model": "google/electra-small-discriminator",
@@ -33,6 +36,13 @@ def best(config: SweepConfig) -> dict[str, Any]:
         "test": dict.fromkeys(METRICS, 0.87),
         "verification": {"validation": dict.fromkeys(METRICS, 0.91), "tolerance": 1e-3, "device": "cpu"},
         "labels": ["bad", "good: very"],
+        "classes": {
+            "validation": {},
+            "test": {
+                "bad": {"rows": 60, "precision": 0.9, "recall": 0.8, "f1": 0.85, "predicted": [48, 12]},
+                "good: very": {"rows": 40, "precision": 0.7, "recall": 0.87, "f1": 0.78, "predicted": [5, 35]},
+            },
+        },
         "rows": {"train": 800, "validation": 200, "test": 100},
         "max_length": 128,
         "versions": {"rayft": "0.1.0", "torch": "2.13.0"},

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import pipeline
 
-from rayft.config import METRICS
+from rayft.config_tasks import TASK_RULES
 from rayft.errors import CheckpointError, RunError, VerificationError
 from rayft.export.model_folder import export_model, write_model
-from rayft.export.score import classification_metrics, predict
+from rayft.export.scorers.classes import all_logits, classification_metrics
+from rayft.export.scorers.score import load
 from rayft.export.verify import Verifier
-from rayft.models.load import load_tokenizer
 from tests.export.conftest import LABELS, PARAMS, TrainedRun
 
 TrainedRuns = Callable[..., TrainedRun]
@@ -27,15 +28,15 @@ def verifier() -> Iterator[Verifier]:
 
 
 def load_and_score(folder: Path, run: TrainedRun) -> dict[str, float]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    path = run.folder / "encoded/validation.arrow"
-    return classification_metrics(*predict(model, load_tokenizer(str(folder)), path, CPU))
+    pipe = load("text-classification", folder, CPU)
+    table = pa.ipc.open_file(str(run.folder / "encoded/raw/validation.arrow")).read_all()
+    return classification_metrics(all_logits(pipe, table), table["label"].to_numpy())
 
 
 @pytest.mark.parametrize("strategy", PARAMS)
 def test_written_model_scores_what_training_measured(trained_run: TrainedRuns, tmp_path: Path, strategy: str) -> None:
     run = trained_run(strategy)
-    write_model(run.config, run.folder, run.trial, LABELS, tmp_path / "model")
+    write_model(run.config, run.folder, run.trial, run.data, tmp_path / "model")
     assert load_and_score(tmp_path / "model", run) == pytest.approx(run.trial.metrics, abs=1e-5)
     # files of plain transformers: nothing of peft, and no pickle
     assert not list((tmp_path / "model").glob("adapter*"))
@@ -45,7 +46,7 @@ def test_written_model_scores_what_training_measured(trained_run: TrainedRuns, t
 @pytest.mark.parametrize(("family", "paired"), [("gpt2", False), ("bert", True)])
 def test_decoders_and_pairs_score_the_same(trained_run: TrainedRuns, tmp_path: Path, family: str, paired: bool) -> None:
     run = trained_run("full", family, paired)
-    write_model(run.config, run.folder, run.trial, LABELS, tmp_path / "model")
+    write_model(run.config, run.folder, run.trial, run.data, tmp_path / "model")
     assert load_and_score(tmp_path / "model", run) == pytest.approx(run.trial.metrics, abs=1e-5)
 
 
@@ -57,7 +58,7 @@ def test_export_is_proved_and_complete(trained_run: TrainedRuns, tmp_path: Path,
     assert (best["trial"], best["epoch"], best["params"]) == (3, 1, PARAMS["lora"])
     assert best["validation"] == run.trial.metrics
     assert best["verification"]["validation"] == pytest.approx(run.trial.metrics, abs=1e-3)
-    assert best["test"].keys() == set(METRICS)
+    assert best["test"].keys() == set(TASK_RULES["text-classification"].metrics)
     assert best["rows"] == {"train": 96, "validation": 48, "test": 32}
     assert {path.name for path in to.parent.iterdir()} == {"best"}  # nothing is left of the work
 
@@ -104,7 +105,7 @@ def test_a_folder_of_something_else_is_never_replaced(
 def test_a_checkpoint_other_than_the_recorded_one_is_refused(trained_run: TrainedRuns, tmp_path: Path) -> None:
     run = trained_run("full")
     with pytest.raises(CheckpointError, match="on record"):
-        write_model(run.config, run.folder, replace(run.trial, digest="0" * 64), LABELS, tmp_path / "model")
+        write_model(run.config, run.folder, replace(run.trial, digest="0" * 64), run.data, tmp_path / "model")
 
 
 def test_a_damaged_checkpoint_is_refused(trained_run: TrainedRuns, tmp_path: Path) -> None:
@@ -115,10 +116,10 @@ def test_a_damaged_checkpoint_is_refused(trained_run: TrainedRuns, tmp_path: Pat
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
-        write_model(run.config, tmp_path, run.trial, LABELS, tmp_path / "model")
+        write_model(run.config, tmp_path, run.trial, run.data, tmp_path / "model")
 
 
 def test_a_checkpoint_of_another_strategy_is_refused(trained_run: TrainedRuns, tmp_path: Path) -> None:
     run = trained_run("partial")
     with pytest.raises(CheckpointError, match="strategy full trains"):
-        write_model(run.config, run.folder, replace(run.trial, params=PARAMS["full"]), LABELS, tmp_path / "model")
+        write_model(run.config, run.folder, replace(run.trial, params=PARAMS["full"]), run.data, tmp_path / "model")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from rayft.errors import VerificationError
 from rayft.export.model_folder import write_model
 from rayft.export.verify import Verifier, compare
-from tests.export.conftest import LABELS, TrainedRun
+from tests.export.conftest import TrainedRun
 
 WEIGHTS = "model.safetensors"
 RECORDED = {"loss": 0.5, "accuracy": 0.75}
@@ -22,13 +22,13 @@ def run(trained_run: Callable[..., TrainedRun]) -> TrainedRun:
 
 @pytest.fixture
 def exported(run: TrainedRun, tmp_path: Path) -> Path:
-    write_model(run.config, run.folder, run.trial, LABELS, tmp_path / "model")
+    write_model(run.config, run.folder, run.trial, run.data, tmp_path / "model")
     return tmp_path / "model"
 
 
-def verify(folder: Path, encoded: Path, recorded: dict[str, float], precision: str, score_test: bool) -> None:
+def verify(folder: Path, run: TrainedRun, recorded: dict[str, float], precision: str, score_test: bool) -> None:
     with Verifier() as verifier:
-        verifier.verify(folder, encoded, recorded, precision, score_test)
+        verifier.verify(folder, run.data, run.folder / "encoded/raw", recorded, precision, score_test)
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -40,13 +40,13 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
 def test_a_corrupted_weight_is_found(run: TrainedRun, exported: Path) -> None:
     change_weights(exported, lambda tensors: tensors["classifier.weight"][0].add_(0.5))
     with pytest.raises(VerificationError, match="doesn't score on validation what the search recorded: loss is"):
-        verify(exported, run.folder / "encoded", run.trial.metrics, "fp32", score_test=False)
+        verify(exported, run, run.trial.metrics, "fp32", score_test=False)
 
 
 def test_a_missing_weight_is_named_though_transformers_would_draw_one(run: TrainedRun, exported: Path) -> None:
     change_weights(exported, lambda tensors: tensors.pop("classifier.weight"))
     with pytest.raises(VerificationError, match=r"plain transformers: .* missing keys: classifier\.weight$"):
-        verify(exported, run.folder / "encoded", run.trial.metrics, "fp32", score_test=False)
+        verify(exported, run, run.trial.metrics, "fp32", score_test=False)
 
 
 def test_rounding_is_no_difference() -> None:

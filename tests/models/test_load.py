@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from rayft.errors import ModelError
 from rayft.models.layers import map_layers
-from rayft.models.load import load_model, load_skeleton, load_tokenizer
+from rayft.models.load import load_model, load_preprocessor, load_skeleton, load_tokenizer
 from tests.conftest import FAMILIES, tiny_layers, tiny_model, tiny_tokenizer
+from tests.texts import TEXTS
 
 LABELS = ["negative", "neutral", "positive"]
 ModelFolder = Callable[[str], Path]
@@ -27,7 +28,11 @@ def bert(model_folder: ModelFolder, tmp_path: Path) -> Path:
 
 
 def load(folder: Path | str, seed: int = 0, labels: list[str] = LABELS) -> PreTrainedModel:
-    return load_model(str(folder), labels, pad_token_id=0, seed=seed)
+    return load_model(str(folder), TEXTS, labels, pad_token_id=0, seed=seed)
+
+
+def skeleton(folder: Path | str) -> PreTrainedModel:
+    return load_skeleton(str(folder), TEXTS, LABELS)
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -38,7 +43,7 @@ def change_config(folder: Path, **changes: object) -> None:
 def test_a_real_encoder_loads_with_its_tokenizer() -> None:
     name = get_model_path()
     tokenizer = load_tokenizer(name)
-    model = load_model(name, LABELS, tokenizer.pad_token_id, seed=0)
+    model = load_model(name, TEXTS, LABELS, tokenizer.pad_token_id, seed=0)
     layers = map_layers(model)
     assert len(layers.blocks) == 6
     with torch.no_grad():
@@ -118,7 +123,7 @@ def test_misshapen_weights_are_refused(bert: Path) -> None:
         load(bert)
 
 
-@pytest.mark.parametrize("reader", [load, load_tokenizer, lambda name: load_skeleton(name, 3)])
+@pytest.mark.parametrize("reader", [load, lambda name: load_preprocessor(name, TEXTS), skeleton])
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such-folder", "nobody/no-such-model"])
 def test_a_model_that_is_not_there(name: str, reader: Callable[[str], object]) -> None:
     with pytest.raises(
@@ -156,7 +161,7 @@ def test_code_that_comes_with_a_model_is_never_run(bert: Path) -> None:
     auto_map = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
     change_config(bert, model_type="own", auto_map=auto_map)
     (bert / "own.py").write_text(f"open({str(bert / 'ran')!r}, 'w')")
-    for reader in (load, load_tokenizer):
+    for reader in (load, lambda name: load_preprocessor(name, TEXTS)):
         with pytest.raises(ModelError, match="brings code of its own for model type 'own', which rayft never runs"):
             reader(str(bert))
     assert not (bert / "ran").exists()
@@ -210,11 +215,11 @@ def test_bare_weights_in_a_pickle_are_read(bert: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_skeleton_has_the_model_s_layers(model_folder: ModelFolder, family: str) -> None:
-    assert map_layers(load_skeleton(str(model_folder(family)), num_labels=3)) == tiny_layers(family)
+    assert map_layers(load_skeleton(str(model_folder(family)), TEXTS, LABELS)) == tiny_layers(family)
 
 
 def test_a_skeleton_takes_no_memory_where_it_can(model_folder: ModelFolder) -> None:
-    assert load_skeleton(str(model_folder("bert")), num_labels=3).device.type == "meta"
+    assert load_skeleton(str(model_folder("bert")), TEXTS, LABELS).device.type == "meta"
 
 
 def test_a_tokenizer_pads_on_the_right(bert: Path) -> None:

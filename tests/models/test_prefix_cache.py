@@ -25,9 +25,8 @@ from transformers import (
 )
 
 from rayft.cache_folder import cache_folder
-from rayft.data.batches import collate
-from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
-from rayft.data.splits import Rows, Splits
+from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.splits import Rows
 from rayft.models import prefix_build
 from rayft.models.layers import map_layers
 from rayft.models.prefix_build import Costs, PrefixBuilder, check_pays
@@ -35,6 +34,7 @@ from rayft.models.prefix_cache import MIN_SPEEDUP, Fingerprints, PrefixCache
 from rayft.models.prefix_files import NoCacheError, PrefixFeatures, PrefixWriter
 from rayft.models.prefix_input import PrefixInput, block_output
 from tests.conftest import FAMILIES, NUM_BLOCKS, WORDS, tiny_layers, tiny_model, tiny_tokenizer
+from tests.texts import encode_texts, text_rows, text_splits, token_inputs_of
 
 CPU = torch.device("cpu")
 PLENTY = 10**9
@@ -44,16 +44,16 @@ SPAWN = multiprocessing.get_context("spawn")
 def rows(count: int, seed: int) -> Rows:
     draw = np.random.default_rng(seed)
     texts = [" ".join(draw.choice(WORDS, size=draw.integers(1, 12))) for _ in range(count)]
-    return Rows(texts=texts, pairs=None, labels=np.arange(count) % 3)
+    return text_rows(texts, labels=np.arange(count) % 3)
 
 
-SPLITS = Splits(rows(40, 1), rows(20, 2), None, None, label_names=("a", "b", "c"), notes=())
+SPLITS = text_splits(rows(40, 1), rows(20, 2), label_names=("a", "b", "c"))
 
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoded")
-    encode_splits(SPLITS, tiny_tokenizer(), 32, folder)
+    encode_texts(SPLITS, tiny_tokenizer(), 32, folder)
     return folder
 
 
@@ -77,7 +77,7 @@ def cache_of(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
     """A cache of the tiny BERT, or of another tiny model, that always pays."""
     model = base_model() if model is None else model
     settings = {"budget_bytes": PLENTY, "device": CPU, "min_speedup": 0.0, **changes}
-    return PrefixCache(model, map_layers(model), 0, folder, **settings)
+    return PrefixCache(model, map_layers(model), token_inputs_of, folder, **settings)
 
 
 def entries(folder: Path) -> list[str]:
@@ -86,7 +86,7 @@ def entries(folder: Path) -> list[str]:
 
 def outputs(model: PreTrainedModel, split: EncodedSplit, depth: int) -> list[torch.Tensor]:
     """What the first blocks give for each row by itself."""
-    inputs = [collate(split, np.array([row]), 0) for row in range(len(split))]
+    inputs = [token_inputs_of(split, np.array([row])) for row in range(len(split))]
     with torch.no_grad():
         return [
             block_output(model, map_layers(model), depth, {k: v for k, v in batch.items() if k != "labels"})[0]
@@ -125,8 +125,7 @@ def test_logits_are_those_without_the_cache(tmp_path: Path, data: EncodedData, f
         features = cache.features(split, depth, wait=True)
         assert features is not None
         picked = np.array([7, 3, 12])
-        inputs = collate(split, picked, 0)
-        del inputs["labels"]
+        inputs = token_inputs_of(split, picked)
         with torch.no_grad():
             expected = model(**inputs).logits
             with prefix.feeding(features.batch(picked, inputs["input_ids"].shape[1])):
@@ -225,8 +224,7 @@ def test_autocast_is_that_of_training(tmp_path: Path, split: EncodedSplit, famil
     model = base_model(family)
     features = cache_of(tmp_path, model, autocast=torch.bfloat16).features(split, 2, wait=True)
     assert features is not None
-    inputs = collate(split, np.arange(8), 0)
-    del inputs["labels"]
+    inputs = token_inputs_of(split, np.arange(8))
     real = inputs["attention_mask"].bool()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = block_output(model, tiny_layers(family), 2, inputs)
@@ -307,7 +305,6 @@ REFUSALS = {
     with_another_length: "must give one vector per token",
     with_dropout_between_blocks: "drops out in training",
     with_dropout_that_is_no_module: "drops out in training",
-    with_batch_norm: "has batch norm",
 }
 
 
@@ -324,6 +321,13 @@ def test_an_architecture_that_does_not_fit(
     assert cache_of(tmp_path, model).features(split, 2, wait=True) is None
     assert REFUSALS[build] in log()[0] and entries(tmp_path) == []
     assert not any(module.training for module in model.modules())
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, split: EncodedSplit) -> None:
+    model = with_batch_norm().eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert cache_of(tmp_path, model).features(split, 2, wait=True) is not None
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_dropout_after_the_frozen_blocks_does_no_harm(tmp_path: Path, split: EncodedSplit) -> None:
@@ -370,9 +374,9 @@ def test_all_that_is_of_the_prefix_counts(data: EncodedData, tmp_path: Path) -> 
     split, other_split = data.train, data.validation
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    encode_splits(SPLITS, tokenizer, 32, tmp_path)
+    encode_texts(SPLITS, tokenizer, 32, tmp_path)
     with_types = EncodedData.open(tmp_path).train
-    assert with_types.has_token_type_ids and not split.has_token_type_ids
+    assert "token_type_ids" in with_types.columns and "token_type_ids" not in split.columns
     found = [
         fingerprint(split),
         fingerprint(split, depth=1),

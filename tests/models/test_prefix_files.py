@@ -61,7 +61,8 @@ def test_the_file_is_raw_and_ragged(store: PrefixStore, tmp_path: Path) -> None:
     assert {path.name for path in entry.iterdir()} == {"values.bin", "manifest.json"}
     assert (entry / "values.bin").stat().st_size == TOKENS * 4 * 2
     assert json.loads((entry / "manifest.json").read_text()) == {
-        "format": 1,
+        "format": 2,
+        "row": None,
         "depth": 1,
         "tokens": TOKENS,
         "hidden_size": 4,

@@ -4,11 +4,14 @@ import threading
 import pytest
 from rich.console import Console
 
-from rayft.config import METRICS, SweepConfig
+from rayft.config import SweepConfig
+from rayft.config_tasks import TASK_RULES
 from rayft.report.progress import Progress
 from rayft.report.tables import output_console
 from rayft.sweep.study import TrialRecord
 from rayft.training.results import EpochResult
+
+METRICS = TASK_RULES["text-classification"].metrics
 
 
 def ended(number: int, state: str, value: float | None, reason: str | None = None) -> TrialRecord:

@@ -15,10 +15,13 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListSessionGroups
 
-from rayft.config import METRICS, SweepConfig
+from rayft.config import SweepConfig
+from rayft.config_tasks import TASK_RULES
 from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.study import TrialRecord
 from rayft.training.results import CurvePoint, EpochResult
+
+METRICS = TASK_RULES["text-classification"].metrics
 
 PARAMS = {"strategy": "partial", "learning_rate": 3e-4, "batch_size": 32, "freeze_depth": 2, "max_grad_norm": None}
 

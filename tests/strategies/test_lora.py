@@ -44,5 +44,5 @@ def test_a_fixed_l2_sp_of_other_strategies_is_not_read() -> None:
 
 def test_blocks_without_linear_layers_are_refused() -> None:
     nowhere = dataclasses.replace(tiny_layers("bert"), block_path="bert.elsewhere")
-    with pytest.raises(ModelError, match="strategy lora needs linear layers in the blocks"):
+    with pytest.raises(ModelError, match="strategy lora needs linear layers or convolutions in the blocks"):
         LoraStrategy().prepare(tiny_model("bert"), nowhere, Hyperparameters(strategy="lora"))

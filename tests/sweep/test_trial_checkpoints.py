@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from rayft.config import Mode
-from rayft.data.encode import EncodedData, encode_splits
-from rayft.data.splits import Splits
+from rayft.data.encode import EncodedData
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.trial_checkpoints import TrialCheckpoints
 from rayft.training.checkpoint import TrialState, finished_checkpoints, read_checkpoint
 from rayft.training.loop import FineTuning
 from tests.conftest import tiny_tokenizer
 from tests.sweep.conftest import metrics
+from tests.texts import encode_texts, text_splits
 from tests.training.conftest import LABEL_NAMES, fine_tuning, hyperparameters, rows
 
 TRIAL = 4
@@ -34,8 +34,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedData:
     folder = tmp_path_factory.mktemp("encoded")
-    splits = Splits(rows(9, seed=1), rows(6, seed=2), None, None, label_names=LABEL_NAMES, notes=())
-    encode_splits(splits, tiny_tokenizer(), 32, folder)
+    splits = text_splits(rows(9, seed=1), rows(6, seed=2), label_names=LABEL_NAMES)
+    encode_texts(splits, tiny_tokenizer(), 32, folder)
     return EncodedData.open(folder)
 
 

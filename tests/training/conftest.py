@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rayft.config import Hyperparameters, StrategyName
-from rayft.data.encode import EncodedData, encode_splits
-from rayft.data.splits import Rows, Splits
+from rayft.data.encode import EncodedData
+from rayft.data.splits import Rows
 from rayft.strategies import get_strategy
 from rayft.training.acceleration import PLAIN, Acceleration
 from rayft.training.forward import Forward
@@ -19,6 +19,7 @@ from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
 from tests.conftest import tiny_layers, tiny_model, tiny_tokenizer
+from tests.texts import encode_texts, text_rows, text_splits
 
 LABEL_NAMES = ("review", "sport", "market")
 TOPICS = (
@@ -47,7 +48,7 @@ def rows(count: int, seed: int, labelled: bool = True) -> Rows:
         " ".join(draw.choice(TOPICS[label] if draw.random() < 0.9 else FILLERS) for _ in range(draw.randint(3, 14)))
         for label in labels
     ]
-    return Rows(texts=texts, pairs=None, labels=np.array(labels, dtype=np.int64) if labelled else None)
+    return text_rows(texts, labels=np.array(labels, dtype=np.int64) if labelled else None)
 
 
 def hyperparameters(strategy: StrategyName = "full", **values: float | None) -> Hyperparameters:
@@ -79,8 +80,8 @@ def fine_tuning(
     )
 
 
-def plain_forward(model: nn.Module, workers: Workers = ALONE) -> Forward:
-    return Forward(model, tiny_layers("bert"), 0, 0, workers, PLAIN)
+def plain_forward(model: nn.Module, data: EncodedData, workers: Workers = ALONE) -> Forward:
+    return Forward(model, tiny_layers("bert"), 0, data, hyperparameters(), workers, PLAIN)
 
 
 def gradients_of(
@@ -90,7 +91,9 @@ def gradients_of(
     hp = hyperparameters(strategy, label_smoothing=0.1)
     model = tiny_model("bert", len(LABEL_NAMES)).eval()  # without dropout, which would differ
     adversary = get_strategy(strategy).adversary(model, len(LABEL_NAMES), hp, workers.device, seed=0)
-    result = BatchGradients(plain_forward(model, workers), data, hp, workers, adversary, micro_batch).compute(batch)
+    result = BatchGradients(plain_forward(model, data, workers), data, hp, workers, adversary, micro_batch).compute(
+        batch
+    )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     if adversary:
         found |= {f"adversary.{name}": p.grad for name, p in adversary.discriminator.named_parameters()}
@@ -102,16 +105,14 @@ def encoded_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool],
     """`encoded_folder(unlabeled)`: the data set, with or without unlabeled rows."""
     folders = {}
     for unlabeled in (False, True):
-        splits = Splits(
+        splits = text_splits(
             train=rows(41, seed=1),  # in batches of 8, the last has a single row
             validation=rows(30, seed=2),
-            test=None,
             unlabeled=rows(19, seed=3, labelled=False) if unlabeled else None,
             label_names=LABEL_NAMES,
-            notes=(),
         )
         folders[unlabeled] = tmp_path_factory.mktemp("encoded")
-        encode_splits(splits, tiny_tokenizer(), 32, folders[unlabeled])
+        encode_texts(splits, tiny_tokenizer(), 32, folders[unlabeled])
     return folders.__getitem__
 
 

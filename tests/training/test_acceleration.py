@@ -160,7 +160,9 @@ def test_a_precision_that_is_given_is_taken_without_a_measurement(
 
 def test_logits_under_autocast_are_float32_and_rounded(data: EncodedData) -> None:
     model, rows = tiny_model("bert", len(LABEL_NAMES)).eval(), torch.arange(8).numpy()
-    full, low = (Forward(model, tiny_layers("bert"), 0, 0, ALONE, chosen) for chosen in (PLAIN, LOW))
+    full, low = (
+        Forward(model, tiny_layers("bert"), 0, data, hyperparameters(), ALONE, chosen) for chosen in (PLAIN, LOW)
+    )
     with torch.no_grad():
         expected, found = (forward.logits(forward.batch(data.train, rows)) for forward in (full, low))
 

@@ -22,6 +22,7 @@ from rayft.training.gradients import GlobalBatch
 from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
 from tests.conftest import tiny_layers, tiny_model
+from tests.texts import token_inputs_of
 from tests.training.conftest import ALONE, LABEL_NAMES, fine_tuning, gradients_of, hyperparameters
 
 EPOCHS = 2
@@ -83,7 +84,7 @@ def run_freezing_trials(workers: Workers, encoded: Path, cache_folder: Path | No
     base = tiny_model("bert", len(LABEL_NAMES)).eval()
     cache = None
     if cache_folder:
-        cache = PrefixCache(base, layers, 0, cache_folder, 10**9, workers.device, min_speedup=0.0)
+        cache = PrefixCache(base, layers, token_inputs_of, cache_folder, 10**9, workers.device, min_speedup=0.0)
     found: dict[str, Any] = {}
     for strategy, values in FREEZING.items():
         hp = hyperparameters(strategy, dropout=0.0, **values)

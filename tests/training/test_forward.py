@@ -20,6 +20,7 @@ from rayft.training.forward import Batch, Forward
 from rayft.training.loop import FineTuning, seed_generators
 from rayft.training.results import EpochResult
 from tests.conftest import NUM_BLOCKS, tiny_layers, tiny_model
+from tests.texts import token_inputs_of
 from tests.training.conftest import ALONE, LABEL_NAMES, hyperparameters
 
 EPOCHS = 3
@@ -47,7 +48,7 @@ def base_model() -> PreTrainedModel:
 def cache_in(folder: Path, base: PreTrainedModel, autocast: torch.dtype | None = None) -> PrefixCache:
     """A cache that always pays, whatever the clock says."""
     layers, device = tiny_layers("bert"), torch.device("cpu")
-    return PrefixCache(base, layers, 0, folder, 10**9, device, autocast, min_speedup=0.0)
+    return PrefixCache(base, layers, token_inputs_of, folder, 10**9, device, autocast, min_speedup=0.0)
 
 
 def trial_of(
@@ -299,7 +300,7 @@ def test_a_cache_that_does_not_pay_is_left_out(
 ) -> None:
     caplog.set_level(logging.INFO, "rayft.models.prefix_cache")
     hp, base = freezing("partial, two blocks"), base_model()
-    never = PrefixCache(base, tiny_layers("bert"), 0, tmp_path, 10**9, ALONE.device, min_speedup=1e9)
+    never = PrefixCache(base, tiny_layers("bert"), token_inputs_of, tmp_path, 10**9, ALONE.device, min_speedup=1e9)
     plain, cached = plain_trial(data, hp), trial_of(base, data, hp, Acceleration(cache=never))
     for trial in (plain, cached):
         trial.train_epoch()

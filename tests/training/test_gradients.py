@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from rayft.config import StrategyName
-from rayft.data.batches import collate
 from rayft.data.encode import EncodedData
 from rayft.strategies import get_strategy
 from rayft.strategies.adversarial import FeatureTap
@@ -17,6 +16,7 @@ from rayft.training.failures import MemoryExhaustedError, is_out_of_memory
 from rayft.training.gradients import BatchGradients, GlobalBatch
 from rayft.training.loop import FineTuning
 from tests.conftest import tiny_layers, tiny_model
+from tests.texts import TEXTS
 from tests.training.conftest import ALONE, LABEL_NAMES, gradients_of, hyperparameters, plain_forward
 
 TRAIN_ROWS = np.arange(11)
@@ -58,11 +58,11 @@ def test_micro_batches_change_nothing(
 def test_the_loss_is_the_mean_over_the_rows(data: EncodedData) -> None:
     hp = hyperparameters()
     model = tiny_model("bert", len(LABEL_NAMES)).eval()
-    result = BatchGradients(plain_forward(model), data, hp, ALONE, None, micro_batch=3).compute(
+    result = BatchGradients(plain_forward(model, data), data, hp, ALONE, None, micro_batch=3).compute(
         GlobalBatch(TRAIN_ROWS, UNLABELED_ROWS[:0])
     )
 
-    rows = [torch.tensor([data.train.input_ids(row).tolist()]) for row in TRAIN_ROWS]
+    rows = [torch.tensor([data.train.ragged("input_ids", row).tolist()]) for row in TRAIN_ROWS]
     with torch.no_grad():
         logits = torch.cat([model(input_ids=row).logits for row in rows])
     expected = nn.functional.cross_entropy(logits, torch.tensor(data.train.labels[TRAIN_ROWS]))
@@ -89,7 +89,7 @@ def test_the_model_fools_the_adversary_with_all_that_it_predicts(data_with_unlab
     features, logits = [], []
     with FeatureTap(model) as tap:
         for split, rows in ((data.train, TRAIN_ROWS), (data.unlabeled, UNLABELED_ROWS)):
-            inputs = collate(split, rows, 0)
+            inputs = TEXTS.collate(split, rows, data)
             inputs.pop("labels", None)
             logits.append(model(**inputs).logits)
             features.append(tap.features)
@@ -155,10 +155,10 @@ def test_a_validation_row_that_does_not_fit_ends_the_trial(data: EncodedData) ->
 
 def test_validation_batches_that_do_not_fit_are_halved(data: EncodedData) -> None:
     model = tiny_model("bert", len(LABEL_NAMES))
-    expected = predict(plain_forward(model), data.validation, len(LABEL_NAMES), ALONE)
+    expected = predict(plain_forward(model, data), data.validation, data, ALONE)
 
     limit = RowLimit(model, 3, torch.OutOfMemoryError("CUDA out of memory."))
-    found = predict(plain_forward(model), data.validation, len(LABEL_NAMES), ALONE)
+    found = predict(plain_forward(model, data), data.validation, data, ALONE)
     assert limit.hits > 0
     assert found == pytest.approx(expected, abs=1e-5)
 

@@ -83,7 +83,10 @@ def test_validation_sees_every_row_once(data: EncodedData) -> None:
     model = trial.trained_model().eval()
     split = data.validation
     with torch.no_grad():
-        logits = [model(input_ids=torch.tensor([split.input_ids(row).tolist()])).logits[0] for row in range(len(split))]
+        logits = [
+            model(input_ids=torch.tensor([split.ragged("input_ids", row).tolist()])).logits[0]
+            for row in range(len(split))
+        ]
     loss = torch.nn.functional.cross_entropy(torch.stack(logits), torch.tensor(split.labels))
 
     assert trial.evaluate(split)["loss"] == pytest.approx(float(loss), abs=1e-6)

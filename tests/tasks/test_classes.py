@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from rayft.config import METRICS
-from rayft.training.metrics import compute_metrics
+from rayft.config_tasks import TASK_RULES
+from rayft.tasks.classes import classification_metrics as compute_metrics
 
 LABELS = np.array([0, 0, 0, 1, 1, 2])
 PREDICTED = np.array([0, 0, 1, 1, 1, 1])  # label 2 is never predicted
@@ -14,7 +14,7 @@ PREDICTED = np.array([0, 0, 1, 1, 1, 1])  # label 2 is never predicted
 def test_every_metric_of_the_config() -> None:
     metrics = compute_metrics(np.eye(3, dtype=np.float32)[PREDICTED], LABELS)
 
-    assert tuple(metrics) == METRICS
+    assert tuple(metrics) == TASK_RULES["text-classification"].metrics
     assert all(type(value) is float for value in metrics.values())
 
 

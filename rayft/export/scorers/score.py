@@ -1,0 +1,95 @@
+"""Scores a model folder on raw rows, as anybody who loads it would: plain `transformers`, nothing of rayft.
+
+Run as a script in a process of its own: `python -P score.py TASK MODEL DATA SPLIT [SPLIT ...]`. Without arguments it
+takes them as a JSON list from its input, once it has imported what it needs. The last line that it prints is a JSON
+object with the device; and for each split the metrics, how far rounding may have moved each of them, and each class's
+own figures.
+
+How a task is scored is in the file of its name beside this one, whose `score(pipe, table, rounding, facts)` gives these
+three.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import sklearn.metrics  # noqa: F401, takes seconds, which may pass before there is a model
+import torch
+import transformers
+import transformers.modeling_layers
+
+KINDS = {
+    "text-classification": ("text-classification", "AutoModelForSequenceClassification", "classes"),
+    "multi-label-classification": ("text-classification", "AutoModelForSequenceClassification", "several_labels"),
+    "regression": ("text-classification", "AutoModelForSequenceClassification", "numbers"),
+    "token-classification": ("token-classification", "AutoModelForTokenClassification", "tags"),
+    "causal-lm": ("text-generation", "AutoModelForCausalLM", "next_tokens"),
+    "image-classification": ("image-classification", "AutoModelForImageClassification", "classes"),
+}
+"""For each task its pipeline, the class of its model, and the file that scores it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Loads the model, scores the splits and prints the result.
+
+    Args:
+        arguments: The command line without the script's name; `sys.argv`'s if None, and the input's if that has none.
+
+    Raises:
+        SystemExit: The weights in the folder aren't exactly those that the model needs.
+    """
+    parser = argparse.ArgumentParser(description="Scores a model folder on raw rows.")
+    parser.add_argument("task", choices=KINDS, help="what the model is for")
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("data", type=Path, help="folder of SPLIT.arrow with the raw rows")
+    parser.add_argument("splits", nargs="+", metavar="SPLIT", help="validation, test")
+    parser.add_argument("--bf16", action="store_true", help="compute under torch.autocast to bfloat16")
+    parser.add_argument("--rounding", type=float, default=0.0, help="how far rounding may move a probability")
+    parser.add_argument("--facts", type=json.loads, default={}, help="what the task knows of its data, as JSON")
+    given = parser.parse_args(arguments or sys.argv[1:] or json.loads(sys.stdin.readline()))
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load(given.task, given.model, device)
+    scorer = _scorer(KINDS[given.task][2])
+    metrics, slack, classes = {}, {}, {}
+    for split in given.splits:
+        table = pa.ipc.open_file(pa.memory_map(str(given.data / f"{split}.arrow"))).read_all()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
+            metrics[split], slack[split], classes[split] = scorer.score(pipe, table, given.rounding, given.facts)
+    print(json.dumps({"device": device.type, "metrics": metrics, "slack": slack, "classes": classes}))
+
+
+def load(task: str, folder: Path, device: torch.device) -> Any:
+    """The pipeline of a model folder.
+
+    Raises:
+        SystemExit: The weights in the folder aren't exactly those that the model needs.
+    """
+    kind, auto_class, _ = KINDS[task]
+    model, loaded = getattr(transformers, auto_class).from_pretrained(folder, output_loading_info=True)
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded[fault]:  # transformers only warns, and draws missing weights at random
+            raise SystemExit(
+                f"the model's weights have {fault.replace('_', ' ')}: {', '.join(map(str, loaded[fault]))}"
+            )
+    part = "image_processor" if kind == "image-classification" else "tokenizer"
+    return transformers.pipeline(kind, model=model, device=device, **{part: str(folder)})
+
+
+def _scorer(name: str) -> ModuleType:
+    """A file beside this one; rayft is out of reach here, on purpose."""
+    spec = importlib.util.spec_from_file_location(f"rayft_score_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
