@@ -86,7 +86,8 @@ def _check_pipeline(
     Raises:
         SystemExit: It gives other tags.
     """
-    given = {entry["index"]: entry["entity"] for entry in pipe(words, is_split_into_words=True, ignore_labels=[])}
+    (entries,) = pipe([words], is_split_into_words=True, ignore_labels=[])
+    given = {entry["index"]: entry["entity"] for entry in entries}
     margins = (two[:, 0] - two[:, 1]).tolist()
     for place, tag, margin in zip(places, tags, margins, strict=True):
         if given.get(place, tag) != tag and margin > rounding:
