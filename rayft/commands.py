@@ -97,7 +97,9 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
             config = config.model_copy(update={"search": config.search.model_copy(update={"trials": trials})})
             run.write_config(config)
         # A driver that was killed before it had encoded the data starts from the user's files again.
-        encoded = run.obtain("encoded") and (run.encoded / MANIFEST).exists()
+        encoded = run.obtain("encoded") and all(
+            (run.path / config.encoded_folder(model) / MANIFEST).exists() for model in config.models
+        )
         splits = None if encoded else load_splits(config.data, config.search.seed, get_task(config.task))
         return _run(config, run, address, progress, watchers, splits)
 

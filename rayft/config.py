@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, Strict, field_validator, model_vali
 
 from rayft.config_faults import FaultList, must_be, shown
 from rayft.config_space import (
+    MODEL,
     SOME_STRATEGIES_ONLY,
     STRATEGIES,
     STRATEGY_HYPERPARAMETERS,
@@ -42,6 +43,7 @@ from rayft.config_tasks import (
 )
 
 __all__ = [
+    "MODEL",
     "NO_CREDENTIALS",
     "SOME_STRATEGIES_ONLY",
     "STRATEGIES",
@@ -86,6 +88,11 @@ def _is_text_columns(value: Any) -> bool:
 
 def _is_label_columns(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and len(value) >= 2 and _is_source([*value]))
+
+
+def _is_models(value: Any) -> bool:
+    models = as_list(value)
+    return models != [] and all(isinstance(model, str) and model for model in models) and len({*models}) == len(models)
 
 
 _FILES = "a file, a glob, a list of files, a saved dataset folder or hub:NAME[:CONFIG]"
@@ -231,8 +238,8 @@ class ClusterConfig(StrictModel):
 class SweepConfig(StrictModel):
     """A whole sweep file."""
 
-    model: str = Field(min_length=1)
-    """Hub id or local folder."""
+    model: Annotated[str | list[str], must_be("a model, or a list of models to search", _is_models)]
+    """Hub id or local folder; or a list of them, of which each trial draws one."""
     task: TaskName = "text-classification"
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
@@ -243,6 +250,21 @@ class SweepConfig(StrictModel):
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field("runs", min_length=1)
     """A folder, or an address such as s3://BUCKET/PREFIX; credentials and endpoint come from the environment."""
+
+    @property
+    def models(self) -> list[str]:
+        """Every model that a trial may fine-tune."""
+        return as_list(self.model)
+
+    @property
+    def space(self) -> dict[str, Domain]:
+        """All that is drawn for a trial: the search space, and the model if there are several."""
+        models: dict[str, Domain] = {MODEL: Categorical(choices=list(self.models))} if len(self.models) > 1 else {}
+        return models | self.search_space
+
+    def encoded_folder(self, model: str) -> str:
+        """Where a run folder has the rows as this model reads them."""
+        return "encoded" if len(self.models) == 1 else f"encoded/{self.models.index(model)}"
 
     @property
     def rules(self) -> TaskRules:
@@ -295,8 +317,8 @@ class SweepConfig(StrictModel):
     @model_validator(mode="after")
     def _space_fits(self) -> Self:
         faults: Faults = [
-            *condition_faults(self.search_space),
-            *start_faults(self.search_space, self.search.start_with),
+            *condition_faults(self.space),
+            *start_faults(self.space, self.search.start_with),
         ]
         for name in self.search_space:
             if name in self.training.model_fields_set:
@@ -360,9 +382,32 @@ def with_absolute_paths(config: SweepConfig) -> SweepConfig:
     """The same sweep from whichever folder, and in whichever process, it is read."""
     sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "validation", "test", "unlabeled")}
     data = config.data.model_copy(update={name: value for name, value in sources.items() if value is not None})
-    is_folder = os.path.isdir(config.model)  # noqa: PTH112, Path.is_dir raises if the name is too long for a file
-    model = str(Path(config.model).absolute()) if is_folder else config.model
-    return config.model_copy(update={"model": model, "data": data})
+    # Path.is_dir raises if the name is too long for a file.
+    folders = {model: str(Path(model).absolute()) for model in config.models if os.path.isdir(model)}  # noqa: PTH112
+    return with_models(config.model_copy(update={"data": data}), folders)
+
+
+def with_models(config: SweepConfig, renamed: dict[str, str]) -> SweepConfig:
+    """The same sweep with other names for some of its models, wherever it names them."""
+    models = [renamed.get(model, model) for model in config.models]
+    space = {name: _renamed_condition(domain, renamed) for name, domain in config.search_space.items()}
+    starts = [
+        {name: renamed.get(str(value), value) if name == MODEL else value for name, value in start.items()}
+        for start in config.search.start_with
+    ]
+    changes: dict[str, Any] = {"model": models if isinstance(config.model, list) else models[0]}
+    if space != config.search_space:
+        changes["search_space"] = space
+    if starts != config.search.start_with:
+        changes["search"] = config.search.model_copy(update={"start_with": starts})
+    return config.model_copy(update=changes)
+
+
+def _renamed_condition(domain: Domain, renamed: dict[str, str]) -> Domain:
+    if MODEL not in domain.when:
+        return domain
+    wanted = [renamed.get(str(model), model) for model in as_list(domain.when[MODEL])]
+    return domain.model_copy(update={"when": {**domain.when, MODEL: wanted}})
 
 
 def _absolute(source: Any) -> Any:

@@ -10,11 +10,16 @@ from rayft.config_faults import must_be, rule_of, shown, unknown_key_rule
 StrategyName = Literal["full", "partial", "layerwise", "adversarial", "lora"]
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 
+FREEZING: tuple[str, str] = ("freeze_depth", "freeze_fraction")
+"""Two ways to say how much is frozen, of which a sweep takes one."""
+MODEL = "model"
+"""What a model is called among a trial's values, where several are searched."""
+
 STRATEGY_HYPERPARAMETERS: dict[StrategyName, frozenset[str]] = {
     "full": frozenset({"l2_sp"}),
-    "partial": frozenset({"freeze_depth", "l2_sp"}),
-    "layerwise": frozenset({"layer_decay", "freeze_depth", "l2_sp"}),
-    "adversarial": frozenset({"adversarial_weight", "discriminator_learning_rate", "freeze_depth", "l2_sp"}),
+    "partial": frozenset({*FREEZING, "l2_sp"}),
+    "layerwise": frozenset({"layer_decay", *FREEZING, "l2_sp"}),
+    "adversarial": frozenset({"adversarial_weight", "discriminator_learning_rate", *FREEZING, "l2_sp"}),
     "lora": frozenset({"lora_rank", "lora_alpha", "lora_dropout"}),
 }
 """What only some strategies read. A searched one is sampled only in trials whose strategy reads it."""
@@ -62,6 +67,8 @@ class Hyperparameters(StrictModel):
     """Rows per optimiser step over all workers, whatever their number."""
     freeze_depth: int = Field(0, ge=0)
     """k freezes the embeddings and the first k blocks; 0 freezes nothing."""
+    freeze_fraction: float | None = Field(None, ge=0, le=1)
+    """In place of freeze_depth: this share of the model's blocks, which says the same of models of any depth."""
     layer_decay: float = Field(0.8, gt=0, le=1)
     """The learning rate's factor from each block to the one below it."""
     adversarial_weight: float = Field(0.1, ge=0)
@@ -235,9 +242,13 @@ def strategy_faults(space: dict[str, Domain], fixed: Hyperparameters, strategies
         for name in sorted(keys & SOME_STRATEGIES_ONLY - read):
             readers = [s for s in STRATEGIES if name in STRATEGY_HYPERPARAMETERS[s]]
             faults.append((f"{section}.{name}", f"no strategy of this sweep reads it; {', '.join(readers)} would"))
-    if "partial" in strategies and not _partial_has_a_depth(space.get("freeze_depth"), fixed):
+    given = [name for name in FREEZING if name in space or name in fixed.model_fields_set]
+    if len(given) == 2:
+        section = "search_space" if "freeze_fraction" in space else "training"
+        faults.append((f"{section}.freeze_fraction", "freeze_depth says the same in blocks; give one of them"))
+    elif "partial" in strategies and not _partial_has_a_depth(space, fixed):
         section = "search_space" if "strategy" in space else "training"
-        rule = "strategy partial needs it: give a range of at least 1, or fix it under training"
+        rule = "strategy partial needs it, or freeze_fraction: give a range above 0, or fix it under training"
         faults.append((f"{section}.freeze_depth", rule))
     return faults
 
@@ -260,7 +271,7 @@ def _as_declared(name: str, domain: Domain) -> Domain:
 
 def _start_rule(space: dict[str, Domain], name: str, value: Value) -> str | None:
     domain = space.get(name)
-    if name not in Hyperparameters.model_fields:
+    if domain is None and name not in Hyperparameters.model_fields:
         return unknown_key_rule(name, list(Hyperparameters.model_fields))
     if domain is None:
         return f"is not searched; searched are {', '.join(space) or 'none'}"
@@ -273,7 +284,8 @@ def _start_rule(space: dict[str, Domain], name: str, value: Value) -> str | None
     return None
 
 
-def _partial_has_a_depth(domain: Domain | None, fixed: Hyperparameters) -> bool:
+def _partial_has_a_depth(space: dict[str, Domain], fixed: Hyperparameters) -> bool:
+    domain = space.get("freeze_depth") or space.get("freeze_fraction")
     if domain is None:
-        return fixed.freeze_depth >= 1
+        return fixed.freeze_depth >= 1 or bool(fixed.freeze_fraction)
     return domain.when.keys() <= {"strategy"} and "partial" in as_list(domain.when.get("strategy", "partial"))

@@ -6,6 +6,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from rayft.config import (
+    MODEL,
     SOME_STRATEGIES_ONLY,
     STRATEGY_HYPERPARAMETERS,
     Categorical,
@@ -35,7 +36,7 @@ def suggest(config: SweepConfig, trial: optuna.Trial) -> Params:
 def searched_together(config: SweepConfig, name: str) -> list[str]:
     """The hyperparameters that a trial searches if and only if it searches this one, itself included."""
     condition = _condition(config, name)
-    return [other for other in config.search_space if _condition(config, other) == condition]
+    return [other for other in config.space if _condition(config, other) == condition]
 
 
 def distribution(domain: Domain) -> BaseDistribution:
@@ -50,7 +51,12 @@ def distribution(domain: Domain) -> BaseDistribution:
 def resolve(config: SweepConfig, params: Params) -> Hyperparameters:
     """What a trial with these searched values trains with: the fixed values, overlaid by the searched ones."""
     fixed = config.training.model_dump(include=set(Hyperparameters.model_fields))
-    return Hyperparameters(**(fixed | params))
+    return Hyperparameters(**(fixed | {name: value for name, value in params.items() if name != MODEL}))
+
+
+def model_of(config: SweepConfig, params: Params) -> str:
+    """The model that a trial with these searched values fine-tunes."""
+    return str(params.get(MODEL, config.models[0]))
 
 
 def starting_points(config: SweepConfig) -> list[Params]:
@@ -62,7 +68,8 @@ def starting_points(config: SweepConfig) -> list[Params]:
 
 
 def _parents_first(config: SweepConfig) -> list[tuple[str, Domain]]:
-    return sorted(config.search_space.items(), key=lambda item: (item[0] != "strategy", bool(item[1].when)))
+    first = ("strategy", MODEL)
+    return sorted(config.space.items(), key=lambda item: (item[0] not in first, bool(item[1].when)))
 
 
 def _is_active(config: SweepConfig, name: str, domain: Domain, params: Params) -> bool:
@@ -75,13 +82,13 @@ def _can_be_active(config: SweepConfig, name: str, start: Params) -> bool:
     """As `_is_active`, where values that are not given are still to be drawn."""
     if not _is_read(name, [start["strategy"]] if "strategy" in start else config.strategies):
         return False
-    when = config.search_space[name].when
+    when = config.space[name].when
     return all(start[parent] in as_list(wanted) for parent, wanted in when.items() if parent in start)
 
 
 def _condition(config: SweepConfig, name: str) -> Hashable:
     """What `_is_active` asks for: with which strategies, and with which values of other hyperparameters."""
-    when = dict(config.search_space[name].when)
+    when = dict(config.space[name].when)
     wanted = as_list(when.pop("strategy", config.strategies))
     strategies = frozenset(one for one in config.strategies if one in wanted and _is_read(name, [one]))
     return strategies, frozenset((parent, frozenset(as_list(values))) for parent, values in when.items())

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from rayft.config import SOME_STRATEGIES_ONLY, STRATEGY_HYPERPARAMETERS, SweepConfig, TaskName
+from rayft.config_tasks import TASK_HYPERPARAMETERS
 
 _HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "weighted_f1": "f1", "top5_accuracy": "accuracy"}
 _HUB_METRICS |= {"token_accuracy": "accuracy", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -88,14 +89,15 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
     """
     strategy = best["hyperparameters"]["strategy"]
     unread = SOME_STRATEGIES_ONLY - STRATEGY_HYPERPARAMETERS[strategy]
+    unread |= TASK_HYPERPARAMETERS - config.rules.hyperparameters
     read = [name for name in best["hyperparameters"] if name not in unread]
     splits = [name for name in ("validation", "test") if best[name] is not None]
     paired = isinstance(config.data.columns.text, tuple)
     return _TEMPLATE.format(
         front_matter=_front_matter(config, best),
-        base=Path(config.model).name,
+        base=Path(best["model"]).name,
         task=config.task,
-        model=config.model,
+        model=best["model"],
         strategy=strategy,
         rows=best["rows"]["train"],
         labels_count=f" with {len(best['labels'])} labels" if best["labels"] else "",
@@ -160,12 +162,12 @@ def _front_matter(config: SweepConfig, best: Mapping[str, Any]) -> str:
         for metric in best["validation"]
     ]
     return ModelCardData(
-        base_model=None if Path(config.model).exists() else config.model,  # the Hub knows ids, no folders
+        base_model=None if Path(best["model"]).exists() else best["model"],  # the Hub knows ids, no folders
         datasets=dataset,
         eval_results=results,
         library_name="transformers",
         metrics=sorted({_HUB_METRICS.get(metric, metric) for metric in best["validation"]} - {"loss"}),
-        model_name=Path(config.model).name,
+        model_name=Path(best["model"]).name,
         pipeline_tag=_PIPELINES.get(config.task, config.task),
         tags=["rayft", config.task],
     ).to_yaml()

@@ -17,9 +17,9 @@ from rayft.export.model_card import model_card
 from rayft.export.verify import TOLERANCE, Scores, Verifier
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_preprocessor, quiet
-from rayft.search_space import resolve
+from rayft.search_space import model_of, resolve
 from rayft.strategies import get_strategy
-from rayft.strategies.base import trained_tensors
+from rayft.strategies.base import trained_tensors, with_freeze_depth
 from rayft.sweep.study import TrialRecord
 from rayft.tasks import get_task
 from rayft.training.checkpoint import read_checkpoint
@@ -51,7 +51,7 @@ def export_model(
         VerificationError: The folder doesn't score what the search recorded.
     """
     _check_possible(run, trial, to)
-    encoded = run / "encoded"
+    encoded = run / config.encoded_folder(model_of(config, trial.params))
     data = EncodedData.open(encoded)
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_name(f".{to.name}.partial")
@@ -102,12 +102,12 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, data: Encode
     checkpoint = run / trial.checkpoint
     state = read_checkpoint(checkpoint, trial.digest)
     hp = resolve(config, trial.params)
-    task = get_task(config.task)
-    preprocessor = load_preprocessor(config.model, task)
+    task, name = get_task(config.task), model_of(config, trial.params)
+    preprocessor = load_preprocessor(name, task)
     padding = data.pad_token_id if data.train.has_tokens else None
-    model = load_model(config.model, task, data.label_names, padding, config.search.seed)
-    strategy = get_strategy(hp.strategy)
-    module = strategy.prepare(model, map_layers(model), hp)
+    model = load_model(name, task, data.label_names, padding, config.search.seed)
+    layers, strategy = map_layers(model), get_strategy(hp.strategy)
+    module = strategy.prepare(model, layers, with_freeze_depth(hp, layers))
     trained = trained_tensors(module)
     expected = {name: tensor.shape for name, tensor in trained.items()}
     if expected != {name: tensor.shape for name, tensor in state.model.items()}:
@@ -128,7 +128,7 @@ def _record(
 ) -> dict[str, Any]:
     splits = (data.train, data.validation, data.test, data.unlabeled)
     return {
-        "model": config.model,
+        "model": model_of(config, trial.params),
         "task": config.task,
         "trial": trial.number,
         "epoch": trial.best_epoch,

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import rayft
-from rayft.config import SweepConfig, with_absolute_paths
+from rayft.config import SweepConfig, with_absolute_paths, with_models
 from rayft.config_space import as_list
 from rayft.data.load import HUB, resolve_source
 from rayft.errors import SWEEP_FILE, Fault, RunError
@@ -119,12 +119,13 @@ def _with_files(config: SweepConfig, folder: Path) -> SweepConfig:
         for split in ("train", "validation", "test", "unlabeled")
         if getattr(config.data, split) is not None
     }
-    model = config.model
-    if Path(model).is_dir():
-        total.add(Path(model), "model")
-        _copy(Path(model), folder / "model")
-        model = "model"
-    return config.model_copy(update={"data": config.data.model_copy(update=sources), "model": model})
+    sent: dict[str, str] = {}
+    for model in config.models:
+        if Path(model).is_dir():
+            total.add(Path(model), "model")
+            sent[model] = "model" if len(config.models) == 1 else f"model-{len(sent)}"
+            _copy(Path(model), folder / sent[model])
+    return with_models(config.model_copy(update={"data": config.data.model_copy(update=sources)}), sent)
 
 
 class _Budget:

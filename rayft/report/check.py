@@ -30,12 +30,14 @@ def print_check(config: SweepConfig, console: Console) -> None:
         UserError: Something is wrong; with all faults of the data, or of the model.
     """
     config, splits = read_data(config)
-    load_preprocessor(config.model, get_task(config.task))
-    layers = check_model(config, splits.label_names)
+    for model in config.models:
+        load_preprocessor(model, get_task(config.task))
+    layers = {model: check_model(config, model, splits.label_names) for model in config.models}
     console.print(_data_table(splits))
     for note in (*config.notes, *splits.notes):
         console.print(note)
-    console.print(_layer_table(layers))
+    for model, own in layers.items():
+        console.print(_layer_table(own, model if len(layers) > 1 else "the model"))
     console.print(_space_table(config))
     console.print(f"{config.search.trials} trials of at most {config.training.epochs} epochs; nothing is wrong")
 
@@ -49,8 +51,8 @@ def _data_table(splits: Splits) -> Table:
     return table
 
 
-def _layer_table(layers: LayerMap) -> Table:
-    table = _table("part of the model", "parameter tensors", "frozen from freeze_depth")
+def _layer_table(layers: LayerMap, model: str) -> Table:
+    table = _table(f"part of {model}", "parameter tensors", "frozen from freeze_depth")
     table.add_row("embeddings", str(len(layers.embeddings)), "1")
     for index, block in enumerate(layers.blocks, start=1):
         table.add_row(f"block {index}", str(len(block)), str(index))
@@ -61,7 +63,7 @@ def _layer_table(layers: LayerMap) -> Table:
 
 def _space_table(config: SweepConfig) -> Table:
     table = _table("hyperparameter", "values", "when")
-    for name, domain in config.search_space.items():
+    for name, domain in config.space.items():
         conditions = [f"{parent} is {' or '.join(map(str, as_list(wanted)))}" for parent, wanted in domain.when.items()]
         table.add_row(name, _values(domain), ", ".join(conditions) or _readers(name, config.strategies))
     return table

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayft.config import MetricName, Mode, Value
+from rayft.config import MODEL, MetricName, Mode, Value
 from rayft.sweep.ranking import leaders
 from rayft.sweep.study import TrialRecord
 
@@ -96,9 +96,14 @@ def ranked(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
 
 
 def format_params(params: Mapping[str, Value]) -> str:
-    """`strategy=partial learning_rate=2.1e-05 ...`, the strategy first."""
-    names = sorted(params, key=lambda name: name != "strategy")
-    return " ".join(f"{name}={format_value(params[name])}" for name in names)
+    """`strategy=partial learning_rate=2.1e-05 ...`, model and strategy first."""
+    names = sorted(params, key=lambda name: (name != MODEL, name != "strategy"))
+    return " ".join(f"{name}={_shown(name, params[name])}" for name in names)
+
+
+def _shown(name: str, value: Value) -> str:
+    """A value as it is listed; of a model's folder its name is enough to tell it from others."""
+    return Path(value).name if name == MODEL and isinstance(value, str) else format_value(value)
 
 
 def format_value(value: Value) -> str:

@@ -78,7 +78,7 @@ class TrialEvents:
             config: Its sweep.
         """
         self._trials = run / "trials"
-        self._space = config.search_space
+        self._space = config.space
         self._sessions: dict[int, _Session] = {}
         if not any(self._trials.glob("events.out.tfevents.*")):
             file = _EventFile(self._trials)
@@ -150,7 +150,7 @@ def _session_end(failed: bool) -> Summary:
 
 def _experiment(config: SweepConfig) -> Summary:
     """The search space and the metrics, the searched one first."""
-    hparams = [summary_v2.HParam(name, _domain(domain)) for name, domain in config.search_space.items()]
+    hparams = [summary_v2.HParam(name, _domain(domain)) for name, domain in config.space.items()]
     names = sorted(config.rules.metrics, key=lambda name: name != config.metric)
     metrics = [
         summary_v2.Metric(f"best/{name}", display_name=name, dataset_type=summary_v2.Metric.VALIDATION)

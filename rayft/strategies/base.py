@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -62,6 +63,14 @@ class Strategy(ABC):
         """The prepared module as a plain transformers model. The module itself is left as it is."""
         assert isinstance(model, PreTrainedModel)
         return model
+
+
+def with_freeze_depth(hp: Hyperparameters, layers: LayerMap) -> Hyperparameters:
+    """The same hyperparameters for a model of this depth: `freeze_fraction` of its blocks, at least one if above 0."""
+    if hp.freeze_fraction is None:
+        return hp
+    blocks = max(int(hp.freeze_fraction > 0), math.floor(hp.freeze_fraction * len(layers.blocks) + 0.5))
+    return hp.model_copy(update={"freeze_depth": blocks})
 
 
 def trainable_names(model: nn.Module) -> list[str]:

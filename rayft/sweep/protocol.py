@@ -12,7 +12,7 @@ class GroupSpec:
     """What a worker group needs to know once, for every trial that it will train.
 
     Attributes:
-        model: Hub id or local folder.
+        encoded: Where the run folder has the rows for each model, Hub id or local folder.
         run: The run folder.
         epochs: The longest that a trial may train.
         seed: The sweep's seed.
@@ -25,7 +25,7 @@ class GroupSpec:
         stall_seconds: The longest that a worker may compute no batch.
     """
 
-    model: str
+    encoded: dict[str, str]
     run: str
     epochs: int
     seed: int
@@ -43,6 +43,7 @@ class Assignment:
     """A trial to train."""
 
     trial: int
+    model: str
     hyperparameters: Hyperparameters
 
 

@@ -43,7 +43,7 @@ class ConditionalTPESampler(BaseSampler):
     ) -> Any:
         """Optuna's hook for one hyperparameter; those that go with it are drawn with the first of them."""
         if param_name not in self._drawn:
-            domains = {name: self._config.search_space[name] for name in searched_together(self._config, param_name)}
+            domains = {name: self._config.space[name] for name in searched_together(self._config, param_name)}
             group = {name: distribution(domain) for name, domain in sorted(domains.items())}
             search_space = {name: one for name, one in group.items() if not one.single()}
             self._drawn |= self._tpe.sample_relative(study, trial, search_space)

@@ -43,7 +43,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
 
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
             spec = GroupSpec(
-                model=config.model,
+                encoded={model: config.encoded_folder(model) for model in config.models},
                 run=run.address,
                 epochs=config.training.epochs,
                 seed=config.search.seed,
@@ -81,10 +81,14 @@ def _check_and_encode(config: SweepConfig, run: RunFolder, splits: Splits | None
         from rayft.sweep.preflight import check_model
 
     task = get_task(config.task)
-    label_names = splits.label_names if splits else EncodedData.open(run.encoded).label_names
-    preprocessor = load_preprocessor(config.model, task)
-    check_model(config, label_names)
-    if splits is not None:
-        for note in encode_splits(splits, task, preprocessor, config.data, run.encoded):
-            logger.info("%s", note)
-        run.publish("encoded")
+    folders = {model: run.path / config.encoded_folder(model) for model in config.models}
+    label_names = splits.label_names if splits else EncodedData.open(folders[config.models[0]]).label_names
+    preprocessors = {model: load_preprocessor(model, task) for model in config.models}
+    for model in config.models:
+        check_model(config, model, label_names)
+    if splits is None:
+        return
+    for model, folder in folders.items():
+        for note in encode_splits(splits, task, preprocessors[model], config.data, folder):
+            logger.info("%s%s", f"{model}: " if len(folders) > 1 else "", note)
+    run.publish("encoded")

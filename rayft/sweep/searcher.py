@@ -7,7 +7,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from rayft.config import SweepConfig
-from rayft.search_space import resolve
+from rayft.search_space import model_of, resolve
 from rayft.sweep.protocol import Assignment
 from rayft.sweep.scheduler import replay
 from rayft.sweep.study import SweepStudy
@@ -89,7 +89,11 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
     def _configure(self, number: int, params: dict[str, Any], reported: int) -> dict[str, Any]:
         slot = self._free_slots.pop(0)
         self._running.add(slot)
-        return {"slot": slot, "assignment": Assignment(number, resolve(self._config, params)), "reported": reported}
+        return {
+            "slot": slot,
+            "assignment": Assignment(number, model_of(self._config, params), resolve(self._config, params)),
+            "reported": reported,
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's hook; the recorder does the telling, since it also hears what Tune keeps from searchers."""

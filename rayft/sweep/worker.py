@@ -4,8 +4,6 @@ import gc
 import logging
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -13,23 +11,15 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from filelock import FileLock
 from ray.exceptions import RayError
 
-from rayft.cache_folder import cache_folder
-from rayft.data.encode import EncodedData
 from rayft.errors import CheckpointError, RayftError
-from rayft.models.layers import map_layers
-from rayft.models.linear import use_onednn
-from rayft.models.load import load_model
-from rayft.models.prefix_cache import PrefixCache
+from rayft.sweep.loaded_model import LoadedModels
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupSpec, TrialFailed
 from rayft.sweep.ranking import FailureKind
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.trial_checkpoints import TrialCheckpoints
 from rayft.sweep.watchdog import Watchdog
-from rayft.tasks import get_task
-from rayft.training.acceleration import Acceleration, choose_autocast, choose_onednn
 from rayft.training.failures import DivergedError, MemoryExhaustedError, is_out_of_memory
 from rayft.training.loop import FineTuning
 from rayft.training.results import EpochResult
@@ -56,7 +46,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     if command is None:
         return
     try:
-        group = TrialWorker(spec, workers)
+        group = TrialWorker(spec, workers, command.assignment.model)
     except RayftError as error:  # it would be the same again
         ray.get(exchange.lose.remote(slot, str(error)))
         return
@@ -161,9 +151,10 @@ class TrialWorker:
     Args:
         spec: The group's.
         workers: This process among the group's.
+        model: What its first trial fine-tunes.
     """
 
-    def __init__(self, spec: GroupSpec, workers: Workers) -> None:
+    def __init__(self, spec: GroupSpec, workers: Workers, model: str) -> None:
         self.workers = workers
         self.notes = Notes()
         package = logging.getLogger("rayft")
@@ -172,15 +163,8 @@ class TrialWorker:
         self.metric, self.stall_seconds = spec.metric, spec.stall_seconds
         self._spec = spec
         self._run = RunFolder.at(spec.run)
-        obtain_data(self._run)
-        self._data = data = EncodedData.open(self._run.encoded)
-        self._task = task = get_task(data.task)
-        padding = data.pad_token_id if data.train.has_tokens else None
-        base = load_model(model_here(spec.model), task, data.label_names, padding, spec.seed)
-        self._base = base.to(workers.device)
-        task.check_model(self._base)
-        self._layers = map_layers(self._base)
-        self._acceleration = self._accelerate(spec)
+        self._models = LoadedModels(spec, workers)
+        self._models.get(model)
         self._trial: int | None = None
         self._tuning: FineTuning | None = None
         self._checkpoints: TrialCheckpoints | None = None
@@ -246,41 +230,21 @@ class TrialWorker:
         if trained and self._first_memory is None:
             self._first_memory = psutil.Process().memory_info().rss
 
-    def _accelerate(self, spec: GroupSpec) -> Acceleration:
-        autocast = choose_autocast(spec.precision, self.workers)
-        if choose_onednn(Acceleration(autocast, compiled=spec.compiled), self.workers):
-            use_onednn(self._base)
-            logger.info("products in float32 are left to oneDNN, which was measured to be faster here")
-        cache = None
-        if spec.cache_bytes:
-            folder, device = cache_folder("prefix"), self.workers.device
-            cache = PrefixCache(
-                self._base,
-                self._layers,
-                partial(self._task.collate, data=self._data),
-                folder,
-                spec.cache_bytes,
-                device,
-                autocast,
-                row_tokens=self._task.row_tokens(self._data),
-                pulse=self.workers.pulse,
-            )
-        return Acceleration(autocast, cache, spec.compiled)
-
     def _start(self, assignment: Assignment, micro_batch: int | None) -> None:
         if self._checkpoints is not None:
             self._checkpoints.leave()
         self.forget()
+        loaded = self._models.get(assignment.model)
         tuning = FineTuning(
-            self._base,
-            self._layers,
-            self._data,
+            loaded.base,
+            loaded.layers,
+            loaded.data,
             assignment.hyperparameters,
             epochs=self._spec.epochs,
             seed=self._spec.seed,
             workers=self.workers,
             micro_batch=micro_batch,
-            acceleration=self._acceleration,
+            acceleration=loaded.acceleration,
         )
         trial, spec = assignment.trial, self._spec
         checkpoints = TrialCheckpoints(self._run, trial, spec.metric, spec.mode, self._writer)
@@ -295,19 +259,6 @@ class TrialWorker:
         """What the first worker says; others may see an older state of a shared folder."""
         own = epoch if self.workers.rank == 0 else 0
         return int(self.workers.sum(torch.tensor(own, device=self.workers.device)))
-
-
-def model_here(model: str) -> str:
-    """The model on this node: one that was sent with a job is in the job's folder, where Ray starts its workers."""
-    sent = Path.cwd() / Path(model).name
-    return str(sent) if Path(model).is_absolute() and not Path(model).exists() and sent.is_dir() else model
-
-
-def obtain_data(run: RunFolder) -> None:
-    """Copies the encoded data to this node, once for all of its workers, if it isn't there."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(run.path / ".encoded.lock"):
-        run.obtain("encoded")
 
 
 def has_leaked(first: int, held: int, available: int, total: int) -> bool:

@@ -21,6 +21,7 @@ from rayft.models.layers import LayerMap
 from rayft.models.sharing import own_trainable, sharing_copy
 from rayft.models.still import has_moving_statistics, moving_statistics, train_above
 from rayft.strategies import get_strategy
+from rayft.strategies.base import with_freeze_depth
 from rayft.tasks import get_task
 from rayft.training.acceleration import PLAIN, Acceleration, compile_blocks
 from rayft.training.checkpoint import PackedCheckpoint, TrialState, read_checkpoint
@@ -82,6 +83,7 @@ class FineTuning:
         acceleration: Acceleration = PLAIN,
     ) -> None:
         self.history: list[EpochResult] = []
+        hp = with_freeze_depth(hp, layers)
         self._data, self._hp, self._workers = data, hp, workers
         self._task, self._layers = get_task(data.task), layers
         self._least_rows = 2 * workers.world_size if has_moving_statistics(base) else 1

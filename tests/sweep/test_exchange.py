@@ -24,7 +24,7 @@ def exchange_of(
 
 
 def assignment(trial: int) -> Assignment:
-    return Assignment(trial, Hyperparameters())
+    return Assignment(trial, "model", Hyperparameters())
 
 
 def done(epoch: int, digest: str | None = None) -> EpochDone:

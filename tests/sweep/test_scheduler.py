@@ -18,7 +18,7 @@ class TuneTrial:
 
     def __init__(self, trial_id: str, number: int = 99) -> None:
         self.trial_id = trial_id
-        self.config = {"assignment": Assignment(number, Hyperparameters())}
+        self.config = {"assignment": Assignment(number, "model", Hyperparameters())}
 
 
 def config(epochs: int = 9, mode: str = "max", grace: int = 1) -> SweepConfig:
