@@ -1,10 +1,12 @@
 """Readers of csv, tsv, json, jsonl and parquet: the wanted columns, cell by cell, and every row's place in its file."""
 
 import codecs
+import contextlib
 import csv
+import difflib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,11 +71,34 @@ def read_file(path: Path, name: str, wanted: Sequence[str], readers: Mapping[str
         DataError: The file doesn't parse, or its format is not supported.
         OSError: It can't be read.
     """
+    return replace(reader_of(path, name, readers)(path, name, wanted), folder=path.parent)
+
+
+def reader_of(path: Path, name: str, readers: Mapping[str, Reader]) -> Reader:
+    """What reads a file of this suffix.
+
+    Raises:
+        DataError: Nothing does.
+    """
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        what = f"but got {path.suffix}" if path.suffix else "but the name has no suffix"
-        raise DataError([Fault(name, f"must be one of {', '.join(readers)}, {what}")])
-    return replace(reader(path, name, wanted), folder=path.parent)
+        raise DataError([Fault(name, suffix_rule(path, readers))])
+    return reader
+
+
+def suffix_rule(path: Path, suffixes: Iterable[str]) -> str:
+    """What a file's name must end in."""
+    what = f"but got {path.suffix}" if path.suffix else "but the name has no suffix"
+    return f"must be one of {', '.join(nearest_first(path.suffix, suffixes))}, {what}"
+
+
+def nearest_first(name: str, choices: Iterable[str]) -> list[str]:
+    """What a name may have been meant to be, in the order of likeness."""
+
+    def distance(choice: str) -> float:
+        return -difflib.SequenceMatcher(None, name.lower(), choice.lower()).ratio()
+
+    return sorted(choices, key=distance)
 
 
 def first_places(places: Sequence[str]) -> str:
@@ -81,27 +106,36 @@ def first_places(places: Sequence[str]) -> str:
     return ", ".join([*places[:MAX_PLACES], *(["..."] if len(places) > MAX_PLACES else [])])
 
 
-def _read_csv(path: Path, name: str, wanted: Sequence[str]) -> Part:
-    return _delimited_part(_records(read_text(path, name), name, ",", csv.QUOTE_MINIMAL), name, wanted)
+def _read_csv(path: Path, name: str, wanted: Sequence[str] | None) -> Part:
+    return _read_delimited(read_text(path, name), name, ",", csv.QUOTE_MINIMAL, wanted)
 
 
-def _read_tsv(path: Path, name: str, wanted: Sequence[str]) -> Part:
+def _read_tsv(path: Path, name: str, wanted: Sequence[str] | None) -> Part:
     text = read_text(path, name)
     try:
-        return _delimited_part(_records(text, name, "\t", csv.QUOTE_MINIMAL), name, wanted)
+        return _read_delimited(text, name, "\t", csv.QUOTE_MINIMAL, wanted)
     except DataError as error:
         # Half of the world's TSV quotes like CSV, the other half has no quoting at all and free quotation marks.
         try:
-            return _delimited_part(_records(text, name, "\t", csv.QUOTE_NONE), name, wanted)
+            return _read_delimited(text, name, "\t", csv.QUOTE_NONE, wanted)
         except DataError:
             raise error from None
 
 
-def _records(text: str, name: str, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line that it starts on; blank lines are none."""
+def _read_delimited(text: str, name: str, delimiter: str, quoting: Any, wanted: Sequence[str] | None) -> Part:
+    records = delimited_records(io.StringIO(text, newline=""), name, delimiter, quoting)
+    return delimited_part(records, read_header(records, name, wanted), name, wanted)
+
+
+def delimited_records(lines: Iterable[str], name: str, delimiter: str, quoting: Any) -> Iterator[tuple[int, list[str]]]:
+    """Each record with the line that it starts on; blank lines are none.
+
+    Raises:
+        DataError: Quotes don't match.
+    """
     csv.field_size_limit(LONGEST_CELL)
     # Without `strict`, a quote that is never closed swallows the rest of the file in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     line = 1
     try:
         for cells in reader:
@@ -112,11 +146,27 @@ def _records(text: str, name: str, delimiter: str, quoting: Any) -> Iterator[tup
         raise DataError([Fault(f"{name}:{line}", f"doesn't parse, check its quotes: {error}")]) from error
 
 
-def _delimited_part(records: Iterator[tuple[int, list[str]]], name: str, wanted: Sequence[str]) -> Part:
+def read_header(records: Iterator[tuple[int, list[str]]], name: str, wanted: Sequence[str] | None) -> list[str]:
+    """The first record, as the columns' names.
+
+    Raises:
+        DataError: A wanted column is in it twice; if None are named, any.
+    """
     _, header = next(records, (1, []))
-    twice = [column for column in wanted if header.count(column) > 1]
+    twice = [column for column in dict.fromkeys(wanted or header) if header.count(column) > 1]
     if twice:
         raise DataError([Fault(f"{name}:1", "must name a column once only", repr(column)) for column in twice])
+    return header
+
+
+def delimited_part(
+    records: Iterable[tuple[int, list[str]]], header: Sequence[str], name: str, wanted: Sequence[str] | None
+) -> Part:
+    """Records' wanted columns, or all if None are named.
+
+    Raises:
+        DataError: A record is longer or shorter than the header.
+    """
     numbers, rows, ragged = [], [], []
     for line, cells in records:
         numbers.append(line)
@@ -126,15 +176,21 @@ def _delimited_part(records: Iterator[tuple[int, list[str]]], name: str, wanted:
     if ragged:
         rule = f"every row must have the header's {len(header)} cells, but {len(ragged)} don't: {first_places(ragged)}"
         raise DataError([Fault(name, rule)])
-    indices = {column: header.index(column) for column in wanted if column in header}
+    indices = {column: header.index(column) for column in _kept(header, wanted)}
     cells_of = {column: [row[index] for row in rows] for column, index in indices.items()}
     return Part(name, tuple(header), cells_of, numbers, by_line=True)
 
 
-def _read_json(path: Path, name: str, wanted: Sequence[str]) -> Part:
+def read_json(path: Path, name: str, wanted: Sequence[str] | None) -> Part:
+    """A JSON file's wanted columns, or all if None are named; a list of objects, or JSON lines.
+
+    Raises:
+        DataError: It is neither.
+        OSError: It can't be read.
+    """
     text = read_text(path, name)
     if not text.lstrip().startswith("["):  # many writers, `datasets` among them, call JSON lines .json
-        return _json_lines_part(text, name, wanted)
+        return json_lines_part(_numbered_lines(text), name, wanted)
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
@@ -147,13 +203,22 @@ def _read_json(path: Path, name: str, wanted: Sequence[str]) -> Part:
     return _objects_part(rows, name, wanted, range(1, len(rows) + 1), by_line=False)
 
 
-def _read_json_lines(path: Path, name: str, wanted: Sequence[str]) -> Part:
-    return _json_lines_part(read_text(path, name), name, wanted)
+def _read_json_lines(path: Path, name: str, wanted: Sequence[str] | None) -> Part:
+    return json_lines_part(_numbered_lines(read_text(path, name)), name, wanted)
 
 
-def _json_lines_part(text: str, name: str, wanted: Sequence[str]) -> Part:
+def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    return enumerate(text.split("\n"), start=1)  # splitlines() would also cut at U+2028 inside a string
+
+
+def json_lines_part(lines: Iterable[tuple[int, str]], name: str, wanted: Sequence[str] | None) -> Part:
+    """Numbered lines' wanted columns, or all if None are named.
+
+    Raises:
+        DataError: A line is no JSON object.
+    """
     rows, numbers, wrong = [], [], []
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also cut at U+2028 inside a string
+    for number, line in lines:
         if not line.strip():
             continue
         try:
@@ -172,21 +237,35 @@ def _json_lines_part(text: str, name: str, wanted: Sequence[str]) -> Part:
 
 
 def _objects_part(
-    rows: list[dict[str, Any]], name: str, wanted: Sequence[str], numbers: Sequence[int], *, by_line: bool
+    rows: list[dict[str, Any]], name: str, wanted: Sequence[str] | None, numbers: Sequence[int], *, by_line: bool
 ) -> Part:
     available = tuple(dict.fromkeys(key for row in rows for key in row))
-    cells = {column: [row.get(column) for row in rows] for column in wanted if column in available}
+    cells = {column: [row.get(column) for row in rows] for column in _kept(available, wanted)}
     return Part(name, available, cells, numbers, by_line)
 
 
+def _kept(available: Sequence[str], wanted: Sequence[str] | None) -> Sequence[str]:
+    return available if wanted is None else [column for column in wanted if column in available]
+
+
 def _read_parquet(path: Path, name: str, wanted: Sequence[str]) -> Part:
+    with open_parquet(path, name) as file:
+        available = file.schema_arrow.names
+        return table_part(file.read(columns=list(_kept(available, wanted))), name, available, wanted)
+
+
+@contextlib.contextmanager
+def open_parquet(path: Path, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, which what reads within may find damaged.
+
+    Raises:
+        DataError: It is none, or damaged.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            available = file.schema_arrow.names
-            table = file.read(columns=[column for column in wanted if column in available])
+            yield file
     except pa.ArrowException as error:
         raise DataError([Fault(name, f"doesn't parse as Parquet: {first_line(error)}")]) from error
-    return table_part(table, name, available, wanted)
 
 
 def table_part(table: pa.Table, name: str, available: Sequence[str], wanted: Sequence[str]) -> Part:
@@ -219,16 +298,48 @@ def read_text(path: Path, name: str) -> str:
         OSError: It can't be read.
     """
     raw = path.read_bytes()
-    if raw.startswith(UTF_16):
-        raise DataError([Fault(name, "must be UTF-8 text, but is UTF-16; save it as UTF-8")])
+    _refuse_utf_16(raw, name)
     # What is not UTF-8 is kept as lone surrogates, so that the check can name the rows that have it.
     return raw.decode("utf-8-sig", "surrogateescape")
+
+
+def text_lines(path: Path, name: str, newline: str) -> Iterator[str]:
+    """A text file's lines as `read_text` has them, of which no more is in memory than the one.
+
+    Args:
+        path: The file.
+        name: What messages call it.
+        newline: What ends a line; any of its usual ends if empty.
+
+    Raises:
+        DataError: It is UTF-16.
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        _refuse_utf_16(file.read(2), name)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
+        yield from lines
+
+
+def _refuse_utf_16(start: bytes, name: str) -> None:
+    if start.startswith(UTF_16):
+        raise DataError([Fault(name, "must be UTF-8 text, but is UTF-16; save it as UTF-8")])
+
+
+def text_lines(path: Path, name: str) -> list[str]:
+    """A text file's lines without their ends; splitlines() would also cut at U+2028 and the like inside a line.
+
+    Raises:
+        DataError: It is UTF-16.
+        OSError: It can't be read.
+    """
+    return read_text(path, name).replace("\r\n", "\n").split("\n")
 
 
 READERS: dict[str, Reader] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
-    ".json": _read_json,
+    ".json": read_json,
     ".jsonl": _read_json_lines,
     ".parquet": _read_parquet,
 }

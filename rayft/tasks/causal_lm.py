@@ -14,7 +14,7 @@ from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import LONE_SURROGATE, UNDECODABLE, BadRow, text_of
 from rayft.data.check import Table, numeric_text_faults
 from rayft.data.encode import IGNORED, ROWS_PER_BATCH, EncodedData, EncodedSplit
-from rayft.data.formats import READERS, Part, read_text
+from rayft.data.formats import READERS, Part, text_lines
 from rayft.data.load import SplitName
 from rayft.data.splits import Rows
 from rayft.errors import Fault, ModelError
@@ -22,13 +22,19 @@ from rayft.tasks.base import Encoded, Preprocessor, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ASSISTANT = "assistant"
 OPEN_BLOCKS = 32
 """Blocks that are filled at the same time: the more, the fuller they get."""
 LEAK = 1e-3
 """How much a text may change the logits of the next one in its block, of the largest: what rounding gives."""
+
+
+class Chat(str):
+    """A chat as JSON, which no text is, whatever it looks like."""
+
+    __slots__ = ()
 
 
 class CausalLM(Task):
@@ -63,12 +69,14 @@ class CausalLM(Task):
         """See `Task.read_inputs`; a chat as JSON."""
         if isinstance(cells[0], str) or cells[0] is None:
             return (text_of(cells[0]),)
-        return (json.dumps(_chat_of(cells[0]), ensure_ascii=False),)
+        return (Chat(json.dumps(_chat_of(cells[0]), ensure_ascii=False)),)
 
     def read_label(self, cells: Sequence[Any], inputs: tuple[Any, ...], columns: Columns) -> None:
         """See `Task.read_label`: none."""
-        if columns.messages is not None and not inputs[0].startswith("[{"):
+        if columns.messages is not None and not isinstance(inputs[0], Chat):
             raise BadRow("a chat must be a list of {role, content}, but is a text", droppable=False)
+        if columns.messages is None and isinstance(inputs[0], Chat):
+            raise BadRow("text is a chat, whose column is data.columns.messages", droppable=False)
 
     def label_names(self, labels: Sequence[Any], columns: Columns) -> tuple[str, ...]:
         """See `Task.label_names`: none."""
@@ -100,7 +108,8 @@ class CausalLM(Task):
         truncated = 0
         for ids, targets, cut in pieces(rows, preprocessor, config.max_length):
             truncated += cut
-            packer.add(ids, targets)
+            if ids:
+                packer.add(ids, targets)
             while len(packer.full) >= ROWS_PER_BATCH:
                 yield packer.take(ROWS_PER_BATCH)
         packer.flush()
@@ -124,6 +133,18 @@ class CausalLM(Task):
             "labels": padded(split, "targets", rows, mask, IGNORED),
         }
 
+    def configure(self, config: "PretrainedConfig", label_names: Sequence[str], pad_token_id: int | None) -> None:
+        """See `Task.configure`; transformers keeps the texts of a block apart only where it caches no keys."""
+        super().configure(config, label_names, pad_token_id)
+        config.use_cache = False
+
+    def finish(self, model: "PreTrainedModel", data: EncodedData) -> "PreTrainedModel":
+        """See `Task.finish`: lets it generate with cached keys."""
+        for config in (model.config, model.generation_config):
+            if config is not None:
+                config.use_cache = True
+        return model
+
     def check_model(self, model: "PreTrainedModel") -> None:
         """See `Task.check_model`: refuses a model in which a text sees the one before it in its block."""
         import torch
@@ -134,8 +155,8 @@ class CausalLM(Task):
         both = torch.tensor([ids], device=model.device)
         positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]], device=model.device)
         with torch.no_grad():
-            packed = model(input_ids=both, position_ids=positions, use_cache=False).logits[:, 3:]
-            alone = model(input_ids=both[:, 3:], use_cache=False).logits
+            packed = model(input_ids=both, position_ids=positions).logits[:, 3:]
+            alone = model(input_ids=both[:, 3:]).logits
         if not (packed - alone).abs().max() <= LEAK * alone.abs().max().clamp(min=1e-6):
             rule = f"{type(model).__name__} lets a text see the one before it in its block, so it can't be packed"
             raise ModelError([Fault(model.name_or_path, rule, "model")])
@@ -235,6 +256,8 @@ def _chat_pieces(rows: Rows, tokenizer: Preprocessor, max_length: int) -> Iterat
             targets[-1] = IGNORED  # what follows it is gone
         if any(target != IGNORED for target in targets):
             yield piece, targets, len(ids) > max_length
+        elif len(ids) > max_length:
+            yield [], [], True
 
 
 def chat_tokens(messages: list[dict[str, str]], tokenizer: Preprocessor) -> tuple[list[int], list[bool]]:
@@ -282,7 +305,7 @@ def _read_documents(path: Path, name: str, wanted: Sequence[str]) -> Part:
     texts: list[list[str]] = []
     numbers: list[int] = []
     goes_on = False
-    for number, line in enumerate(read_text(path, name).splitlines(), start=1):
+    for number, line in enumerate(text_lines(path, name), start=1):
         if line.strip():
             if not goes_on:
                 texts.append([])

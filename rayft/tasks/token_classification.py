@@ -12,7 +12,7 @@ from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import LONE_SURROGATE, UNDECODABLE, BadRow, is_missing, label_of
 from rayft.data.check import Table
 from rayft.data.encode import IGNORED, ROWS_PER_BATCH, EncodedData, EncodedSplit
-from rayft.data.formats import READERS, Part, first_places, read_text
+from rayft.data.formats import READERS, Part, first_places, text_lines
 from rayft.data.labels import class_faults, class_names
 from rayft.data.load import SplitName
 from rayft.data.splits import Rows
@@ -224,7 +224,7 @@ def _read_conll(path: Path, name: str, wanted: Sequence[str]) -> Part:
     numbers: list[int] = []
     short: list[str] = []
     goes_on = False
-    for number, line in enumerate(read_text(path, name).splitlines(), start=1):
+    for number, line in enumerate(text_lines(path, name), start=1):
         cells = line.split()
         if not cells or cells[0] == DOCUMENT_START or (not goes_on and line.startswith("# ")):
             goes_on = False
