@@ -68,12 +68,16 @@ def encode_splits(splits: Splits, task: "Task", preprocessor: Any, config: DataC
     facts = task.facts(preprocessor, config, splits.train)
     if config.class_weights == "balanced":
         counts = np.array(class_counts(splits.train.labels, splits.label_names))
-        facts["class_weights"] = (counts.sum() / (len(counts) * counts)).tolist()
+        # A column of 0 and 1 may have no row of train.
+        facts["class_weights"] = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
     summaries, faults, notes = {}, [], []
     for split, rows in splits.present().items():
         summary = _write_split(task.encode(rows, preprocessor, config, facts), folder / f"{split}.arrow")
         summaries[split] = {"columns": summary.columns, "rows": summary.rows, "tokens": summary.tokens}
         summaries[split] |= {"truncated": summary.truncated}
+        if not summary.rows:
+            rule = f"none of its {len(rows)} rows has a token to be predicted within data.max_length"
+            faults.append(Fault(split, f"{rule} {config.max_length}", f"data.{split}"))
         if summary.empty:
             texts = first_places([repr(next(iter(rows.inputs.values()))[row])[:40] for row in summary.empty])
             faults.append(Fault(split, f"{len(summary.empty)} of {len(rows)} texts have no tokens: {texts}"))
@@ -295,7 +299,8 @@ def _write_split(encoded: "Iterator[Encoded]", path: Path) -> _Summary:
     finally:
         if writer is not None:
             writer.close()
-    temporary.replace(path)
+    if writer is not None:
+        temporary.replace(path)
     return summary
 
 
