@@ -28,6 +28,8 @@ IMAGES_PER_BATCH = 256
 PATCH = 16 * 16
 """Pixels that count as one token where work is measured out."""
 TOP = 5
+LONGEST_SHOWN = 200
+"""Characters of a path, which may be anything but one."""
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -78,8 +80,8 @@ class ImageClassification(ClassTask):
             raise BadRow(f"an image must be a path or bytes, but is {type(cell).__name__}", droppable=False)
         image: Path | bytes = cell if isinstance(cell, bytes) else (part.folder or Path()) / cell
         name = f"{image}" if isinstance(image, Path) else ""
-        if isinstance(image, Path) and not image.is_file():
-            raise BadRow("no such file", name)
+        if isinstance(image, Path) and not _is_file(image):
+            raise BadRow("no such file", name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}...")
         try:
             open_image(image)
         except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError) as error:
@@ -95,15 +97,7 @@ class ImageClassification(ClassTask):
         image = open_image(train.inputs["image"][0])
         whole = np.asarray(preprocessor(image, return_tensors="np")["pixel_values"][0], dtype=np.float64)
         before = _cut(preprocessor, [image])[0].astype(np.float64)
-        channels = whole.shape[0]
-        scale, shift = np.ones(channels), np.zeros(channels)
-        if preprocessor.do_rescale:
-            scale = scale * preprocessor.rescale_factor
-        if preprocessor.do_normalize:
-            mean, deviation = (
-                np.resize(values, channels) for values in (preprocessor.image_mean, preprocessor.image_std)
-            )
-            scale, shift = scale / deviation, -mean / deviation
+        scale, shift = _scale_and_shift(preprocessor, whole.shape[0])
         found = before * scale[:, None, None] + shift[:, None, None]
         if found.shape != whole.shape or not np.allclose(found, whole, atol=1e-4):
             rule = "its image processor must only resize, cut, scale and shift, but does more to an image"
@@ -174,16 +168,44 @@ def open_image(image: Path | bytes) -> "Image":
     """An image as transformers' pipelines open it: turned as its camera says, in RGB.
 
     Raises:
-        OSError, ValueError, SyntaxError: It isn't one, or is damaged.
+        OSError, ValueError, SyntaxError: It isn't one, is damaged, or of so many pixels that it must be.
     """
     import PIL.Image
     import PIL.ImageOps
 
-    with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        return PIL.ImageOps.exif_transpose(opened).convert("RGB")
+    try:
+        with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return PIL.ImageOps.exif_transpose(opened).convert("RGB")
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long
+        return False
 
 
 def _cut(preprocessor: Preprocessor, images: "Sequence[Image]") -> list[NDArray[np.uint8]]:
     """Images as the processor has them before it scales their values, each uint8 of [channels, height, width]."""
-    cut = preprocessor(list(images), do_rescale=False, do_normalize=False, return_tensors=None)["pixel_values"]
+    off: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "return_tensors": None}
+    if hasattr(preprocessor, "include_top"):  # EfficientNet's second normalisation
+        off["include_top"] = False
+    cut = preprocessor(list(images), **off)["pixel_values"]
     return [np.asarray(one).astype(np.uint8) for one in cut]
+
+
+def _scale_and_shift(preprocessor: Preprocessor, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What the processor multiplies each channel's bytes by, and then adds."""
+    scale, shift = np.ones(channels), np.zeros(channels)
+    if preprocessor.do_rescale:
+        scale = scale * preprocessor.rescale_factor
+        shift = shift - float(getattr(preprocessor, "rescale_offset", False))
+    if preprocessor.do_normalize:
+        mean, deviation = (np.resize(values, channels) for values in (preprocessor.image_mean, preprocessor.image_std))
+        scale, shift = scale / deviation, (shift - mean) / deviation
+    if getattr(preprocessor, "include_top", False):
+        deviation = np.resize(preprocessor.image_std, channels)
+        scale, shift = scale / deviation, shift / deviation
+    return scale, shift
