@@ -1,6 +1,5 @@
 """What can be wrong with the rows, told all at once and before any trial runs."""
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayft.config import Columns, DataConfig, Source
 from rayft.data.cells import BadRow, is_missing, is_number
-from rayft.data.formats import Part, first_places
+from rayft.data.formats import Part, first_places, nearest_first
 from rayft.data.load import SplitName, source_name
 from rayft.errors import Fault
 
@@ -133,18 +132,16 @@ def _part_faults(task: "Task", part: Part, columns: Columns, *, labelled: bool) 
         return [Fault(part.name, "has no rows" if part.available else "is empty")]
     inputs = list(task.input_columns(columns).values())
     faults = [
-        Fault(part.name, _missing_column_rule(name, part.available), "data.columns")
+        Fault(part.name, missing_column_rule(name, part.available), "data.columns")
         for name in (*inputs, *(task.label_columns(columns) if labelled else ()))
         if name not in part.available
     ]
     return faults + task.part_faults(part, inputs)
 
 
-def _missing_column_rule(name: str, available: Sequence[str]) -> str:
-    def distance(column: str) -> float:
-        return -difflib.SequenceMatcher(None, name.lower(), column.lower()).ratio()
-
-    return f"there is no column {name!r}, nearest first there are {quoted(sorted(available, key=distance))}"
+def missing_column_rule(name: str, available: Sequence[str]) -> str:
+    """That a column is missing, and which there are."""
+    return f"there is no column {name!r}, nearest first there are {quoted(nearest_first(name, available))}"
 
 
 def _sort_rows(task: "Task", part: Part, columns: Columns, labelled: bool, rows: _Rows) -> None:

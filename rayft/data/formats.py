@@ -87,9 +87,11 @@ def reader_of(path: Path, name: str, readers: Mapping[str, Reader]) -> Reader:
 
 
 def suffix_rule(path: Path, suffixes: Iterable[str]) -> str:
-    """What a file's name must end in."""
+    """What a file's name must end in; the one that may have been meant comes first."""
     what = f"but got {path.suffix}" if path.suffix else "but the name has no suffix"
-    return f"must be one of {', '.join(nearest_first(path.suffix, suffixes))}, {what}"
+    known = list(suffixes)
+    meant = difflib.get_close_matches(path.suffix.lower(), known, n=1)
+    return f"must be one of {', '.join(dict.fromkeys([*meant, *known]))}, {what}"
 
 
 def nearest_first(name: str, choices: Iterable[str]) -> list[str]:
@@ -303,7 +305,7 @@ def read_text(path: Path, name: str) -> str:
     return raw.decode("utf-8-sig", "surrogateescape")
 
 
-def text_lines(path: Path, name: str, newline: str) -> Iterator[str]:
+def streamed_lines(path: Path, name: str, newline: str) -> Iterator[str]:
     """A text file's lines as `read_text` has them, of which no more is in memory than the one.
 
     Args:

@@ -79,11 +79,12 @@ def resolve_source(source: Source, key: str) -> tuple[list[str], list[Fault]]:
             if not files:
                 faults.append(Fault(item, f"no file matches, seen from {Path.cwd()}", key))
         else:
-            faults.append(Fault(item, _no_such_file(Path(item).expanduser()), key))
+            faults.append(Fault(item, no_such_file(Path(item).expanduser()), key))
     return list(dict.fromkeys(names)), faults
 
 
-def _no_such_file(path: Path) -> str:
+def no_such_file(path: Path) -> str:
+    """That a file is missing, and which may have been meant."""
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}, seen from {Path.cwd()}"
     near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()], n=1)
