@@ -238,7 +238,7 @@ class ClusterConfig(StrictModel):
 class SweepConfig(StrictModel):
     """A whole sweep file."""
 
-    model: Annotated[str | list[str], must_be("a model, or a list of models to search", _is_models)]
+    model: Annotated[str | list[str], must_be("a model as text, or a list of different ones to search", _is_models)]
     """Hub id or local folder; or a list of them, of which each trial draws one."""
     task: TaskName = "text-classification"
     data: DataConfig

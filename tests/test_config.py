@@ -17,6 +17,7 @@ from rayft.config import (
     TrainingConfig,
     holds_credentials,
     with_absolute_paths,
+    with_models,
 )
 from rayft.config_faults import LONGEST_VALUE, FaultList, rule_of, shown, unknown_key_rule
 from rayft.config_tasks import TASK_RULES
@@ -186,7 +187,10 @@ def test_a_section_must_be_a_mapping(section: str) -> None:
 
 
 def test_names_must_not_be_empty() -> None:
-    assert faults(model="", storage="") == {"model": "must not be empty", "storage": "must not be empty"}
+    assert faults(model="", storage="") == {
+        "model": "must be a model as text, or a list of different ones to search, but got ''",
+        "storage": "must not be empty",
+    }
 
 
 # The search space
@@ -361,9 +365,9 @@ def test_starting_points_at_the_ends_of_a_range() -> None:
 @pytest.mark.parametrize("name", sorted(SOME_STRATEGIES_ONLY))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_hyperparameters_that_no_strategy_of_the_sweep_reads(strategy: str, name: str) -> None:
-    fixed: dict[str, Any] = (
-        {"strategy": strategy, "freeze_depth": 2} if strategy == "partial" else {"strategy": strategy}
-    )
+    fixed: dict[str, Any] = {"strategy": strategy}
+    if strategy == "partial" and name != "freeze_fraction":
+        fixed["freeze_depth"] = 2
     value = {"lora_rank": 4, "freeze_depth": 2}.get(name, 0.5)
     for keys in (
         {"training": {**fixed, name: value}},
@@ -384,7 +388,7 @@ def test_one_strategy_that_reads_it_is_enough() -> None:
     sweep(training={"layer_decay": 0.9}, search_space={"strategy": ["full", "layerwise"]})
 
 
-NEEDS_DEPTH = "strategy partial needs it: give a range of at least 1, or fix it under training"
+NEEDS_DEPTH = "strategy partial needs it, or freeze_fraction: give a range above 0, or fix it under training"
 
 
 def test_partial_needs_a_freeze_depth() -> None:
@@ -413,6 +417,109 @@ def test_partial_draws_a_freeze_depth_in_every_trial(when: dict[str, Any], is_so
         sweep(search_space=space)
     else:
         assert faults(search_space=space) == {"search_space.freeze_depth": NEEDS_DEPTH}
+
+
+def test_how_much_is_frozen_is_said_in_one_way() -> None:
+    rule = "freeze_depth says the same in blocks; give one of them"
+    both = {"strategy": "partial", "freeze_depth": 1, "freeze_fraction": 0.5}
+    assert faults(training=both) == {"training.freeze_fraction": rule}
+    space = {"strategy": ["partial"], "freeze_fraction": {"low": 0.1, "high": 1}}
+    assert faults(training={"freeze_depth": 1}, search_space=space) == {"search_space.freeze_fraction": rule}
+    sweep(search_space=space)
+    sweep(training={"strategy": "partial", "freeze_fraction": 0.5})
+    assert faults(training={"strategy": "partial", "freeze_fraction": 0.0}) == {"training.freeze_depth": NEEDS_DEPTH}
+
+
+# models
+
+
+def test_several_models_are_searched_like_a_list_of_choices() -> None:
+    space = {"batch_size": {"choices": [8, 16], "when": {"model": "a"}}}
+    config = sweep(model=["a", "b"], search_space=space, search={"start_with": [{"model": "b"}]})
+    assert (config.models, list(config.space)) == (["a", "b"], ["model", "batch_size"])
+    assert [config.encoded_folder(model) for model in config.models] == ["encoded/0", "encoded/1"]
+    assert (sweep().models, sweep().space, sweep().encoded_folder("m")) == (["m"], {}, "encoded")
+
+
+@pytest.mark.parametrize("model", [[], ["a", ""], ["a", "a"], [1], {"a": 1}, None])
+def test_what_is_no_model(model: Any) -> None:
+    assert faults(model=model)["model"].startswith("must be a model as text, or a list of different ones to search")
+
+
+def test_conditions_and_starting_points_know_the_models() -> None:
+    space = {"batch_size": {"choices": [8, 16], "when": {"model": "c"}}}
+    assert faults(model=["a", "b"], search_space=space) == {
+        "search_space.batch_size.when.model": "'c' is not among model's choices ['a', 'b']"
+    }
+    rule = "must name another searched list of choices, available are none"
+    assert faults(search_space=space) == {"search_space.batch_size.when.model": rule}
+    starts = {"start_with": [{"model": "c"}]}
+    assert faults(model=["a", "b"], search=starts) == {
+        "search.start_with.0.model": "must be one of ['a', 'b'], but got 'c'"
+    }
+    assert faults(search=starts)["search.start_with.0.model"].startswith("unknown key")
+
+
+def test_models_that_get_other_names_get_them_everywhere() -> None:
+    config = sweep(
+        model=["a", "b"],
+        search_space={"batch_size": {"choices": [8, 16], "when": {"model": ["a", "b"]}}, "dropout": [None, 0.1]},
+        search={"start_with": [{"model": "b", "batch_size": 8}, {"batch_size": 16}]},
+    )
+    renamed = with_models(config, {"b": "/models/b"})
+    assert renamed.models == ["a", "/models/b"]
+    assert renamed.search_space["batch_size"].when == {"model": ["a", "/models/b"]}
+    assert renamed.search.start_with == [{"model": "/models/b", "batch_size": 8}, {"batch_size": 16}]
+    assert SweepConfig.model_validate(renamed.model_dump(mode="json", exclude_unset=True)) == renamed
+    assert with_models(sweep(), {"m": "n"}).model == "n"
+
+
+# tasks
+
+
+def test_each_task_has_its_own_metric_and_direction() -> None:
+    found = {task: (sweep(task=task).metric, sweep(task=task).mode) for task in TASK_RULES}
+    assert found == {
+        "text-classification": ("accuracy", "max"),
+        "multi-label-classification": ("micro_f1", "max"),
+        "regression": ("mse", "min"),
+        "token-classification": ("f1", "max"),
+        "causal-lm": ("loss", "min"),
+        "image-classification": ("accuracy", "max"),
+    }
+
+
+def test_what_a_task_does_not_read_is_refused() -> None:
+    data = {"train": "t.csv", "max_length": 64, "columns": {"text": "t", "label": "l"}}
+    assert faults(task="image-classification", data=data) == {
+        "data.max_length": "task image-classification doesn't read it; of its kind it reads class_weights, unlabeled",
+        "data.columns.text": "task image-classification doesn't read it; of its kind it reads image, label",
+    }
+    assert faults(training={"flip": True}, search_space={"crop": [0.0, 0.1]}) == {
+        "training.flip": "task text-classification doesn't read it; of its kind it reads label_smoothing",
+        "search_space.crop": "task text-classification doesn't read it; of its kind it reads label_smoothing",
+    }
+    assert faults(task="regression", training={"label_smoothing": 0.1}) == {
+        "training.label_smoothing": "task regression doesn't read it"
+    }
+    columns = {"text": "t", "messages": "m"}
+    assert faults(task="causal-lm", data={"train": "t.txt", "columns": columns}) == {
+        "data.columns": "causal-lm trains on text or on messages, not both"
+    }
+
+
+def test_a_metric_of_another_task_is_refused() -> None:
+    assert faults(task="regression", search={"metric": "accuracy"}) == {
+        "search.metric": "must be one that task regression measures, loss, mse, mae, pearson, spearman, but got 'accuracy'"
+    }
+    sweep(search={"metric": "micro_f1"})  # the data may turn out to have several labels a row
+
+
+@pytest.mark.parametrize("task", [task for task, rules in TASK_RULES.items() if rules.refused])
+def test_a_strategy_that_makes_no_sense_is_refused_with_the_reason(task: str) -> None:
+    found = faults(task=task, search_space={"strategy": ["full", "adversarial"]})
+    assert found["search_space.strategy"].startswith(f"strategy adversarial can't be used for task {task}: its disc")
+    assert "training.strategy" in faults(task=task, training={"strategy": "adversarial"})
 
 
 def test_unlabeled_rows_need_the_adversarial_strategy() -> None:

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from rayft.config import STRATEGIES, STRATEGY_HYPERPARAMETERS, Hyperparameters, SweepConfig
-from rayft.search_space import Params, distribution, resolve, searched_together, starting_points, suggest
+from rayft.search_space import Params, distribution, model_of, resolve, searched_together, starting_points, suggest
 
 EVERYTHING: dict[str, Any] = {
     # Conditions before what they depend on: the order in the file doesn't matter.
@@ -164,3 +164,16 @@ def test_a_domain_is_the_distribution_that_is_on_record() -> None:
         suggest(config, study.ask())
     seen = {name: one for trial in study.trials for name, one in trial.distributions.items()}
     assert seen == {name: distribution(domain) for name, domain in config.search_space.items()}
+
+
+def test_a_model_is_drawn_before_what_depends_on_it() -> None:
+    space = {"batch_size": {"choices": [8, 16], "when": {"model": "a"}}, "weight_decay": {"low": 0, "high": 1}}
+    config = SweepConfig.model_validate({"model": ["a", "b"], "data": {"train": "t.csv"}, "search_space": space})
+    drawn = draw(config, 50)
+    assert {params["model"] for params in drawn} == {"a", "b"}
+    assert all(("batch_size" in params) == (params["model"] == "a") for params in drawn)
+    assert searched_together(config, "model") == ["model", "weight_decay"]
+    assert {model_of(config, params) for params in drawn} == {"a", "b"}
+    assert resolve(config, drawn[0]).weight_decay == drawn[0]["weight_decay"]
+    alone = sweep({})
+    assert model_of(alone, {}) == "m"

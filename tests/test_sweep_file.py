@@ -134,7 +134,9 @@ def test_what_looks_like_a_number_to_some_is_text(text: str) -> None:
 @pytest.mark.parametrize("text", ["1e5", "5", "1_000", "yes", "null", "~", "1.5"])
 def test_text_that_looks_like_another_value_must_be_quoted(text: str) -> None:
     (fault,) = faults(f"data: {{train: t.csv}}\nmodel: {text}\n")
-    assert fault.startswith("sweep.yaml:2: model: must be text, but got ")
+    assert fault.startswith(
+        "sweep.yaml:2: model: must be a model as text, or a list of different ones to search, but got "
+    )
     assert load(f"data: {{train: t.csv}}\nmodel: '{text}'\n").model == text
 
 

@@ -3,11 +3,13 @@
 Written with TensorBoard's own writer and messages, so that the process that writes them needs no torch.
 """
 
+import json
 import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rayft.config import Categorical, Domain, SweepConfig, Value
+from rayft.data.encode import MANIFEST
+from rayft.report.confusion import confusion_png
 from rayft.report.tables import format_value
 from rayft.training.results import EpochResult
 
@@ -56,18 +60,20 @@ class _EventFile:
 
 @dataclass
 class _Session:
-    """The open event file of a running trial, and the epoch that it has come to."""
+    """The open event file of a running trial, the epoch that it has come to, and who was taken for whom in each."""
 
     file: _EventFile
     epoch: int | None = None
+    confusions: dict[int, list[list[int]]] = field(default_factory=dict)
 
 
 class TrialEvents:
     """Writes `trials/<number>/events.out.tfevents.*` of one run.
 
     Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>`,
-    `train/samples_per_second` and `train/padding`, the fraction of tokens that is padding; at a trial's end
-    `best/<metric>`, the metrics of its best epoch, which are also the HParams tab's.
+    `train/samples_per_second` and `train/padding`, the fraction of tokens that is padding, and where there are classes
+    `f1/<class>`; at a trial's end `best/<metric>`, the metrics of its best epoch, which are also the HParams tab's, and
+    the confusion matrix of that epoch as a picture.
     """
 
     def __init__(self, run: Path, config: SweepConfig) -> None:
@@ -78,6 +84,7 @@ class TrialEvents:
             config: Its sweep.
         """
         self._trials = run / "trials"
+        self._manifest = run / config.encoded_folder(config.models[0]) / MANIFEST
         self._space = config.space
         self._sessions: dict[int, _Session] = {}
         if not any(self._trials.glob("events.out.tfevents.*")):
@@ -115,18 +122,28 @@ class TrialEvents:
             events.append(_scalars(step, {"train/loss": loss, "train/learning_rate": rate}, wall_time))
         values = {f"validation/{name}": value for name, value in result.metrics.items()}
         values |= {"train/samples_per_second": result.samples_per_second, "train/padding": result.padding}
+        if result.confusion is not None:
+            values |= {f"f1/{name}": f1 for name, f1 in zip(self._classes, _class_f1(result.confusion), strict=True)}
+            session.confusions[result.epoch] = result.confusion
         session.file.write(*events, _scalars(result.epoch, values, now))
         session.epoch = result.epoch
 
     def trial_ended(self, record: "TrialRecord") -> None:
         """Writes the trial's metrics for the HParams tab and closes its file."""
         self.trial_started(record.number, record.params)
-        file = self._sessions.pop(record.number).file
+        session = self._sessions.pop(record.number)
+        file = session.file
         if record.best_epoch is not None:
             values = {f"best/{name}": value for name, value in record.metrics.items()}
             file.write(_scalars(record.best_epoch, values, time.time()))
+            if counts := session.confusions.get(record.best_epoch):
+                file.write(_picture(record.best_epoch, "validation/confusion", confusion_png(counts, self._classes)))
         file.write(Event(wall_time=time.time(), step=0, summary=_session_end(record.state == "failed")))
         file.close()
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(json.loads(self._manifest.read_text(encoding="utf-8"))["label_names"])
 
     def close(self) -> None:
         """Closes the files of trials that are still running."""
@@ -137,6 +154,18 @@ class TrialEvents:
 def _scalars(step: int, values: Mapping[str, float], wall_time: float) -> Event:
     pairs = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
     return Event(wall_time=wall_time, step=step, summary=Summary(value=pairs))
+
+
+def _picture(step: int, tag: str, png: bytes) -> Event:
+    value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=png))
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=[value]))
+
+
+def _class_f1(confusion: list[list[int]]) -> list[float]:
+    """Each class's F1; 0 for a class that is neither true nor predicted of any row."""
+    true, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion, strict=True)]
+    hits = [row[index] for index, row in enumerate(confusion)]
+    return [2 * hit / max(1, one + other) for hit, one, other in zip(hits, true, predicted, strict=True)]
 
 
 def _session_end(failed: bool) -> Summary:

@@ -1,3 +1,5 @@
+import io
+import json
 import subprocess
 import sys
 import threading
@@ -6,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -17,6 +20,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler as ListSessi
 
 from rayft.config import SweepConfig
 from rayft.config_tasks import TASK_RULES
+from rayft.report.confusion import CELL, MARGIN
 from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.study import TrialRecord
 from rayft.training.results import CurvePoint, EpochResult
@@ -91,6 +95,26 @@ def test_final_metrics_are_those_of_the_best_epoch(tmp_path: Path, config: Sweep
         events.trial_ended(complete(0))
     assert scalars(tmp_path / "trials/0", "best/macro_f1") == [(2, 0.75)]
     assert scalars(tmp_path / "trials/0", "best/loss") == [(2, 0.25)]
+
+
+def test_classes_have_an_f1_each_and_the_best_epoch_a_confusion_matrix(tmp_path: Path, config: SweepConfig) -> None:
+    (tmp_path / "encoded").mkdir()
+    (tmp_path / "encoded/manifest.json").write_text(json.dumps({"label_names": ["no", "yes", "never"]}))
+    counts = {1: [[1, 3, 0], [0, 4, 0], [0, 0, 0]], 2: [[4, 0, 0], [1, 3, 0], [0, 0, 0]]}
+    with TrialEvents(tmp_path, config) as events:
+        for epoch, confusion in counts.items():
+            events.trial_started(0, PARAMS)
+            events.epoch(0, replace(epoch_result(epoch, 0.5), confusion=confusion))
+        events.trial_ended(complete(0))
+    assert scalars(tmp_path / "trials/0", "f1/no") == [(1, 2 / 5), (2, 8 / 9)]
+    assert scalars(tmp_path / "trials/0", "f1/yes") == [(1, 8 / 11), (2, 6 / 7)]
+    assert scalars(tmp_path / "trials/0", "f1/never") == [(1, 0.0), (2, 0.0)]
+    (shown,) = read(tmp_path / "trials/0").Images("validation/confusion")
+    assert shown.step == 2
+    picture = Image.open(io.BytesIO(shown.encoded_image_string)).convert("L")
+    first = MARGIN + CELL // 4
+    shades = [[picture.getpixel((first + CELL * column, first + CELL * row)) for column in (0, 1)] for row in (0, 1)]
+    assert shades[0][0] < shades[1][1] < shades[1][0] < shades[0][1] == 255
 
 
 def test_hparams_tab_gets_the_search_space_once(tmp_path: Path, config: SweepConfig) -> None:
