@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +117,9 @@ def load_splits(config: DataConfig, seed: int, task: "Task") -> Splits:
     return _assemble(task, tables, config, fractions, seed, notes)
 
 
-def stratify(strata: Ids, fractions: Mapping[SplitName, float], seed: int) -> dict[SplitName, Ids]:
+def stratify(
+    strata: Ids, fractions: Mapping[SplitName, float], seed: int, *, each: bool = True
+) -> dict[SplitName, Ids]:
     """Holds out a fraction of every stratum for each named split; train is what is left.
 
     Which rows one fraction holds out doesn't depend on the fractions after it.
@@ -125,17 +128,18 @@ def stratify(strata: Ids, fractions: Mapping[SplitName, float], seed: int) -> di
         strata: Each row's stratum, such as its class, of shape [rows].
         fractions: What share of all rows each split gets.
         seed: Decides which rows.
+        each: See `held_out_of_strata`.
 
     Returns:
         Row indices of each split, in file order; together they are every row once.
     """
     generator = np.random.default_rng(seed)
     chosen: dict[SplitName, list[Ids]] = {split: [] for split in ("train", *fractions)}
+    counts = held_out_of_strata(np.bincount(strata).tolist(), fractions, each=each)
     for stratum in range(int(strata.max()) + 1):
         left = generator.permutation(np.flatnonzero(strata == stratum))
-        rows = len(left)
-        for split, fraction in fractions.items():
-            count = held_out(rows, fraction)
+        for split in fractions:
+            count = counts[split][stratum]
             chosen[split].append(left[:count])
             left = left[count:]
         chosen["train"].append(left)
@@ -145,6 +149,29 @@ def stratify(strata: Ids, fractions: Mapping[SplitName, float], seed: int) -> di
 def held_out(rows: int, fraction: float) -> int:
     """How many of a stratum's rows a fraction holds out: the nearest whole number."""
     return math.floor(rows * fraction + 0.5)
+
+
+def held_out_of_strata(
+    counts: Sequence[int], fractions: Mapping[SplitName, float], *, each: bool
+) -> dict[SplitName, list[int]]:
+    """How many rows of each stratum each fraction holds out.
+
+    Args:
+        counts: Rows of each stratum.
+        fractions: What share of all rows each split gets.
+        each: Whether each stratum is rounded by itself, as classes are. If not, what rounding leaves goes on to the
+            next, so that many small ones give as much as their rows together.
+    """
+    if each:
+        return {split: [held_out(count, fraction) for count in counts] for split, fraction in fractions.items()}
+    taken: dict[SplitName, list[int]] = {}
+    left, rest = list(counts), 1.0
+    for split, fraction in fractions.items():
+        totals = [held_out(total, fraction / rest) for total in accumulate(left)]
+        taken[split] = [own - before for before, own in zip([0, *totals], totals, strict=False)]
+        left = [count - own for count, own in zip(left, taken[split], strict=True)]
+        rest -= fraction
+    return taken
 
 
 def fraction_faults(
@@ -163,8 +190,9 @@ def fraction_faults(
         return [Fault(source, f"the fractions must sum to less than 1, but got {total}", "data.validation")]
     counts = np.bincount(strata, minlength=len(names or ())).tolist()
     faults = []
+    taken = held_out_of_strata(counts, fractions, each=names is not None)
     for split, fraction in fractions.items():
-        without = [index for index, count in enumerate(counts) if held_out(count, fraction) == 0]
+        without = [index for index, count in enumerate(taken[split]) if count == 0]
         if names is not None and without:
             rule = f"{fraction} holds out no row of {_classes(without, names, counts)}"
             need = f"at this fraction every class needs at least {math.ceil(0.5 / fraction)} rows"
@@ -172,7 +200,7 @@ def fraction_faults(
         elif len(without) == len(counts):
             rule = f"{fraction} of {row_count(len(strata))} is none to hold out"
             faults.append(Fault(source, f"{rule}; give more rows, or files", f"data.{split}"))
-    left = [count - sum(held_out(count, fraction) for fraction in fractions.values()) for count in counts]
+    left = [count - sum(own) for count, *own in zip(counts, *taken.values(), strict=True)]
     used_up = [index for index, rows in enumerate(left) if rows <= 0]
     total = " and ".join(str(fraction) for fraction in fractions.values())
     if names is not None and used_up:
@@ -224,7 +252,8 @@ def _assemble(
     splits = {split: _rows(task, table, names) for split, table in tables.items()}
     if fractions:
         whole = splits["train"]
-        for split, indices in stratify(task.strata(whole, names)[0], fractions, seed).items():
+        strata, strata_names = task.strata(whole, names)
+        for split, indices in stratify(strata, fractions, seed, each=strata_names is not None).items():
             splits[split] = whole.taken(indices)
     return Splits(
         task=task.name,

@@ -114,3 +114,14 @@ def test_pairs_are_duplicates_only_as_a_whole(files: Path, load: Load) -> None:
 
 def test_rows_have_a_length() -> None:
     assert len(Rows({"text": ["a", "b"]}, None)) == 2
+
+
+def test_many_small_strata_give_their_share_together() -> None:
+    strata = np.repeat(np.arange(100), 2)
+    chosen = stratify(strata, {"validation": 0.1, "test": 0.1}, seed=3, each=False)
+    assert sorted(np.concatenate(list(chosen.values())).tolist()) == list(range(200))
+    assert [len(chosen[split]) for split in ("train", "validation", "test")] == [160, 20, 20]  # type: ignore[index]
+    assert len(stratify(strata, {"validation": 0.1}, seed=3)["validation"]) == 0, "of each by itself that is 0.2 rows"
+    alone = stratify(strata, {"validation": 0.1}, seed=3, each=False)["validation"]
+    assert alone.tolist() == chosen["validation"].tolist()
+    assert len(set(strata[alone])) == 20, "of 20 strata one each"
