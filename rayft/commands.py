@@ -177,7 +177,8 @@ def _export_winner(
     config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress, verifier: Verifier
 ) -> dict[str, Any]:
     """Exports the winner to `best/`, unless it lies there already; remote storage may lack it even then."""
-    from rayft.export.model_folder import RECORD, export_model
+    from rayft.export.model_folder import export_model
+    from rayft.export.record import RECORD
 
     winner = find_winner(config, run, study)
     record = run.best / RECORD

@@ -14,6 +14,7 @@ from rayft.config import SweepConfig
 from rayft.data.encode import RAW, EncodedData
 from rayft.errors import CheckpointError, Fault, RunError
 from rayft.export.model_card import model_card
+from rayft.export.record import RECORD
 from rayft.export.verify import TOLERANCE, Scores, Verifier
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_preprocessor, quiet
@@ -23,8 +24,6 @@ from rayft.strategies.base import trained_tensors, with_freeze_depth
 from rayft.sweep.study import TrialRecord
 from rayft.tasks import get_task
 from rayft.training.checkpoint import read_checkpoint
-
-RECORD = "rayft.json"
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "ray", "optuna")
 
@@ -144,6 +143,7 @@ def _record(
             "device": scores.device,
         },
         "labels": list(data.label_names),
+        "columns": config.data.columns.model_dump(),
         "classes": scores.classes,
         "rows": {split.name: len(split) for split in splits if split is not None},
         "max_length": config.data.max_length if data.train.has_tokens else None,
