@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayft import __version__
+from rayft import __version__, cli_predict
 from rayft.cli_jobs import add_commands
 from rayft.cli_options import Overrides, RunAddress, SweepPath, located, run_name, shown_path
 from rayft.config import SweepConfig
@@ -136,6 +136,7 @@ def check(file: SweepPath, overrides: Overrides = None) -> None:
         print_check(config, output_console())
 
 
+cli_predict.add_command(app)
 add_commands(app)
 
 

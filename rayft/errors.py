@@ -77,3 +77,9 @@ class InterruptedSweep(RayftError):
     """The sweep was interrupted and can be resumed."""
 
     exit_status = 130
+
+
+class InterruptedPrediction(RayftError):
+    """Predicting was interrupted, and nothing is written."""
+
+    exit_status = 130

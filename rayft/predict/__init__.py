@@ -1,0 +1,1 @@
+"""What an exported model says about the rows of a file, written beside them."""
