@@ -143,6 +143,8 @@ class DataConfig(StrictModel):
     max_length: int = Field(128, ge=4)
     """Tokens per row; what is longer is cut."""
     on_bad_row: Literal["error", "drop"] = "error"
+    sampling: Literal["shuffled", "stratified"] = "shuffled"
+    """stratified gives each batch its share of every class; rows of unlike lengths, and so more padding, are its price."""
     class_weights: Literal["balanced"] | None = None
     """balanced gives each class the same weight in the loss, however few rows it has."""
 

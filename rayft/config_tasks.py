@@ -37,7 +37,7 @@ LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"loss", "mse", "mae", "perpl
 TASK_HYPERPARAMETERS: frozenset[str] = frozenset({"label_smoothing", "flip", "crop", "randaugment"})
 """What only some tasks read."""
 TASK_COLUMNS: frozenset[str] = frozenset({"text", "label", "tokens", "tags", "messages", "image"})
-TASK_DATA_KEYS: frozenset[str] = frozenset({"max_length", "class_weights", "unlabeled"})
+TASK_DATA_KEYS: frozenset[str] = frozenset({"max_length", "class_weights", "sampling", "unlabeled"})
 """Keys of the data section that only some tasks read."""
 
 
@@ -70,7 +70,7 @@ TASK_RULES: dict[TaskName, TaskRules] = {
         metrics=_CLASSES,
         default_metric="accuracy",
         columns=frozenset({"text", "label"}),
-        data_keys=frozenset({"max_length", "class_weights", "unlabeled"}),
+        data_keys=frozenset({"max_length", "class_weights", "sampling", "unlabeled"}),
     ),
     "multi-label-classification": TaskRules(
         metrics=("loss", "accuracy", "micro_f1", "macro_f1", "weighted_f1"),
@@ -104,7 +104,7 @@ TASK_RULES: dict[TaskName, TaskRules] = {
         default_metric="accuracy",
         columns=frozenset({"image", "label"}),
         hyperparameters=TASK_HYPERPARAMETERS,
-        data_keys=frozenset({"class_weights", "unlabeled"}),
+        data_keys=frozenset({"class_weights", "sampling", "unlabeled"}),
     ),
 }
 

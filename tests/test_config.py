@@ -492,7 +492,8 @@ def test_each_task_has_its_own_metric_and_direction() -> None:
 def test_what_a_task_does_not_read_is_refused() -> None:
     data = {"train": "t.csv", "max_length": 64, "columns": {"text": "t", "label": "l"}}
     assert faults(task="image-classification", data=data) == {
-        "data.max_length": "task image-classification doesn't read it; of its kind it reads class_weights, unlabeled",
+        "data.max_length": "task image-classification doesn't read it; of its kind it reads "
+        "class_weights, sampling, unlabeled",
         "data.columns.text": "task image-classification doesn't read it; of its kind it reads image, label",
     }
     assert faults(training={"flip": True}, search_space={"crop": [0.0, 0.1]}) == {
@@ -510,7 +511,8 @@ def test_what_a_task_does_not_read_is_refused() -> None:
 
 def test_a_metric_of_another_task_is_refused() -> None:
     assert faults(task="regression", search={"metric": "accuracy"}) == {
-        "search.metric": "must be one that task regression measures, loss, mse, mae, pearson, spearman, but got 'accuracy'"
+        "search.metric": "must be one that task regression measures, loss, mse, mae, pearson, spearman, "
+        "but got 'accuracy'"
     }
     sweep(search={"metric": "micro_f1"})  # the data may turn out to have several labels a row
 

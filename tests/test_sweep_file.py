@@ -101,7 +101,9 @@ def test_what_the_design_s_comments_say_may_stand_there(line: str, instead: str)
     assert load(DESIGN.replace(line, instead)) != load(DESIGN)
 
 
-@pytest.mark.parametrize("path", sorted(SEARCH_SPACES.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(SEARCH_SPACES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_sweep_that_is_shipped_loads(path: Path) -> None:
     config = load_sweep(path)
     assert config.search_space, "a sweep without anything to search"

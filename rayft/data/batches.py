@@ -12,7 +12,9 @@ BATCHES_PER_BUCKET = 50
 """Rows are sorted by length among this many batches: little padding, yet batches still mix the whole split."""
 
 
-def train_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[Indices]:
+def train_batches(
+    lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int, classes: NDArray[np.int64] | None = None
+) -> list[Indices]:
     """The global batches of one epoch: every row once, rows of similar length together, in random order.
 
     A pure function of its arguments, so that every worker and every resumed trial sees the same batches.
@@ -22,12 +24,18 @@ def train_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch:
         batch_size: Rows per batch over all workers; the last batch may be smaller.
         seed: The trial's seed.
         epoch: The number of the epoch.
+        classes: Of each row, if each batch is to have its share of every class, whatever the lengths.
 
     Returns:
         The row indices of each batch.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
+    if classes is not None:
+        order = order[np.argsort(_spread(classes[order], generator), kind="stable")]
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        whole = len(order) // batch_size
+        return [batches[index] for index in generator.permutation(whole)] + batches[whole:]
     full = len(order) - len(order) % batch_size
     # The rows of the smaller last batch are set aside before sorting, or the longest would always be among them.
     rest = order[full:]
@@ -38,6 +46,15 @@ def train_batches(lengths: NDArray[np.int64], batch_size: int, seed: int, epoch:
         batches += list(bucket.reshape(-1, batch_size))
     shuffled = [batches[index] for index in generator.permutation(len(batches))]
     return [*shuffled, rest] if len(rest) else shuffled
+
+
+def _spread(classes: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """A place from 0 to 1 for each row, at which the rows of each class lie evenly."""
+    places = np.empty(len(classes))
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes == label)
+        places[rows] = (np.arange(len(rows)) + generator.random()) / len(rows)
+    return places
 
 
 def eval_batches(lengths: NDArray[np.int64], tokens_per_batch: int) -> list[Indices]:

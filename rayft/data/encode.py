@@ -70,6 +70,7 @@ def encode_splits(splits: Splits, task: "Task", preprocessor: Any, config: DataC
         counts = np.array(class_counts(splits.train.labels, splits.label_names))
         # A column of 0 and 1 may have no row of train.
         facts["class_weights"] = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+    facts["stratified"] = config.sampling == "stratified"
     summaries, faults, notes = {}, [], []
     for split, rows in splits.present().items():
         summary = _write_split(task.encode(rows, preprocessor, config, facts), folder / f"{split}.arrow")

@@ -233,7 +233,8 @@ class FineTuning:
             parameter.copy_(tensor)
 
     def _train_batches(self, epoch: int) -> list[np.ndarray]:
-        batches = train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch)
+        classes = self._data.train.labels if self._data.facts.get("stratified") else None
+        batches = train_batches(self._data.train.lengths, self._hp.batch_size, self._seed, epoch, classes)
         if len(batches) > 1 and len(batches[-1]) < self._least_rows:  # batch norm needs more than one row per worker
             batches[-2:] = [np.concatenate(batches[-2:])]
         return batches

@@ -74,6 +74,20 @@ def test_shards_are_a_partition_and_even(world_size: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("rows", [100, 96, 7])
+def test_stratified_batches_have_their_share_of_every_class(rows: int) -> None:
+    classes = np.random.default_rng(0).permutation(np.array([0] * (rows - rows // 8) + [1] * (rows // 8)))
+    lengths = np.arange(1, rows + 1)
+    batches = train_batches(lengths, 16, seed=0, epoch=1, classes=classes)
+    assert every(batches) == list(range(rows))
+    assert [len(batch) for batch in batches[:-1]] == [16] * (len(batches) - 1)
+    share = 16 * (rows // 8) / rows
+    assert all(abs(classes[batch].sum() - share) <= 1 for batch in batches if len(batch) == 16)
+    again, other = (train_batches(lengths, 16, seed=0, epoch=epoch, classes=classes) for epoch in (1, 2))
+    assert all(np.array_equal(one, two) for one, two in zip(batches, again, strict=True))
+    assert not all(np.array_equal(one, two) for one, two in zip(batches, other, strict=True))
+
+
 @pytest.fixture
 def encoded(tmp_path: Path, bare_tokenizer: PreTrainedTokenizerBase) -> EncodedData:
     rows = text_rows(["one", "two three four", "five one"], None, np.array([1, 0, 1]))
