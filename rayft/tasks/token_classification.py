@@ -1,5 +1,6 @@
 """A tag for each word, such as names of people and places."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 DOCUMENT_START = "-DOCSTART-"
 CONLL = (".conll", ".iob", ".bio", ".txt")
+CELL = re.compile(r"[^ \t]+")
+"""Of a line; other white space, such as a no-break space, is part of a word."""
 
 
 class TokenClassification(Task):
@@ -190,23 +193,23 @@ class TokenClassification(Task):
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """The (kind, first word, last word) of each entity, as conlleval and seqeval's default mode read tags.
+    """The (kind, first word, last word) of each entity, as conlleval and seqeval's default mode read any tags.
 
     A tag's first letter is its prefix and what follows a hyphen its kind. An entity begins with B or S, or with any
-    other tag after another kind or none, goes on with the same kind, and ends with E or S at the latest.
+    other tag after another kind or none, goes on with the same kind, and ends with E or S at the latest. Tags without a
+    prefix are read by the same rules, letter by letter, and those of a single letter are in no entity.
     """
     found = set()
-    begin, kind, last_prefix = 0, "", "O"
+    begin, last_prefix, last_kind = 0, "O", ""
     for index, tag in enumerate([*tags, "O"]):
-        prefix, own = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
-        if prefix in "O.":
-            own = ""
-        if kind and (prefix in "BS" or own != kind or last_prefix in "ES"):
-            found.add((kind, begin, index - 1))
-            kind = ""
-        if own and not kind:
-            begin, kind = index, own
-        last_prefix = prefix
+        prefix, kind = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
+        is_other = kind != last_kind
+        goes_on = not (last_prefix in "BI" and prefix in "BSO")
+        if last_prefix in "ES" or not goes_on or (last_prefix not in "O." and is_other):
+            found.add((last_kind, begin, index - 1))
+        if prefix in "BS" or (last_prefix in "ESO" and prefix in "EI") or (prefix not in "O." and is_other):
+            begin = index
+        last_prefix, last_kind = prefix, kind
     return found
 
 
@@ -225,7 +228,7 @@ def _read_conll(path: Path, name: str, wanted: Sequence[str]) -> Part:
     short: list[str] = []
     goes_on = False
     for number, line in enumerate(text_lines(path, name), start=1):
-        cells = line.split()
+        cells = CELL.findall(line) if line.strip() else []
         if not cells or cells[0] == DOCUMENT_START or (not goes_on and line.startswith("# ")):
             goes_on = False
             continue
