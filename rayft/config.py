@@ -144,7 +144,7 @@ class DataConfig(StrictModel):
     """Tokens per row; what is longer is cut."""
     on_bad_row: Literal["error", "drop"] = "error"
     sampling: Literal["shuffled", "stratified"] = "shuffled"
-    """stratified gives each batch its share of every class; rows of unlike lengths, and so more padding, are its price."""
+    """stratified gives each batch its share of every class; its price is more padding, from rows of unlike lengths."""
     class_weights: Literal["balanced"] | None = None
     """balanced gives each class the same weight in the loss, however few rows it has."""
 
