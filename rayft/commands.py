@@ -214,7 +214,7 @@ def _run(
                 with TrialEvents(run.path, config) as events:
                     last = _LastTrial(config.search.trials - 1, verifier)
                     watchers: tuple[Watcher, ...] = (events, progress, last, *others)
-                    search(OpenSweep(config, run, study, watchers, to_run), address, splits)
+                    search(OpenSweep(config, run, study, watchers, to_run, progress.note), address, splits)
             progress.stop()
             best = _export_winner(config, run, study, progress, verifier)
             return Finished(run, config, study.records(), best)

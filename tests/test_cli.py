@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,5 +241,6 @@ def test_check_says_that_nothing_is_wrong_and_leaves_nothing(folder: Path, model
     (folder / "a.yaml").write_text(f"model: {model_folder('bert')}\ndata: {{train: t.csv}}\nsearch: {{trials: 3}}\n")
     ended = rayft("check", "a.yaml", "--set", "training.epochs=2")
     assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^ train +\d+ +\d+ +3 +3 +3 +$", ended.stdout, re.M), "a word between two special tokens"
     assert "3 trials of at most 2 epochs; nothing is wrong" in ended.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["a.yaml", "t.csv"]

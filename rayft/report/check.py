@@ -1,5 +1,9 @@
 """What `rayft check` shows: the data, the layer map and the search space, as a sweep would take them."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +17,7 @@ from rayft.config import (
     SweepConfig,
     as_list,
 )
+from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.quality import class_counts
 from rayft.data.splits import Splits
 from rayft.models.layers import LayerMap
@@ -30,14 +35,22 @@ def print_check(config: SweepConfig, console: Console) -> None:
         UserError: Something is wrong; with all faults of the data, or of the model.
     """
     config, splits = read_data(config)
-    for model in config.models:
-        load_preprocessor(model, get_task(config.task))
+    task = get_task(config.task)
+    preprocessors = {model: load_preprocessor(model, task) for model in config.models}
     layers = {model: check_model(config, model, splits.label_names) for model in config.models}
     console.print(_data_table(splits))
     for note in (*config.notes, *splits.notes):
         console.print(note)
     for model, own in layers.items():
-        console.print(_layer_table(own, model if len(layers) > 1 else "the model"))
+        name = model if len(layers) > 1 else "the model"
+        with TemporaryDirectory(prefix="rayft-check-") as folder:  # encoding finds what reading alone doesn't
+            notes = encode_splits(splits, task, preprocessors[model], config.data, Path(folder))
+            data = EncodedData.open(Path(folder))
+        if data.train.has_tokens:
+            console.print(_length_table(data, name))
+        for note in notes:
+            console.print(note)
+        console.print(_layer_table(own, name))
     console.print(_space_table(config))
     console.print(f"{config.search.trials} trials of at most {config.training.epochs} epochs; nothing is wrong")
 
@@ -48,6 +61,16 @@ def _data_table(splits: Splits) -> Table:
     for name, rows in splits.present().items():
         counts = class_counts(rows.labels, names) if names and rows.labels is not None else []
         table.add_row(name, str(len(rows)), *map(str, counts))
+    return table
+
+
+def _length_table(data: EncodedData, model: str) -> Table:
+    """How long rows are as the model reads them."""
+    table = _table(f"rows as {model} reads them", "rows", "tokens", "median", "95 % have at most", "longest")
+    for split in filter(None, (data.train, data.validation, data.test, data.unlabeled)):
+        median, most = np.percentile(split.lengths, (50, 95))
+        figures = [split.lengths.sum(), round(median), round(most), split.lengths.max()]
+        table.add_row(split.name, str(len(split)), *map(str, figures))
     return table
 
 

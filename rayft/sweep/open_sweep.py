@@ -1,6 +1,6 @@
 """What the parts of a running sweep share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class OpenSweep:
         study: Its record.
         watchers: Told what happens.
         to_run: Trials that are still to run.
+        note: Shows the user something that they should read.
     """
 
     config: SweepConfig
@@ -40,3 +41,4 @@ class OpenSweep:
     study: SweepStudy
     watchers: tuple[Watcher, ...]
     to_run: int
+    note: Callable[[str], None]

@@ -1,11 +1,10 @@
 """The search: from the splits, or the encoded data of an earlier run, to a study without unfinished trials."""
 
-import logging
 import math
 import time
+from pathlib import Path
 
 from rayft import imports
-from rayft.config import SweepConfig
 from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Splits
 from rayft.errors import InterruptedSweep
@@ -13,10 +12,7 @@ from rayft.sweep import ray_environment
 from rayft.sweep.interruption import Interruption
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
-from rayft.sweep.run_folder import RunFolder
 from rayft.tasks import get_task
-
-logger = logging.getLogger(__name__)
 
 
 def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
@@ -59,7 +55,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 sweep,
                 spec,
                 placement,
-                meanwhile=lambda: _check_and_encode(config, run, splits),
+                meanwhile=lambda: _check_and_encode(sweep, splits),
                 is_over=lambda: interruption.requested or time.monotonic() > deadline,
             )
     if interruption.requested:
@@ -74,13 +70,13 @@ def _import_distributed() -> None:
         import rayft.sweep.distributed  # noqa: F401
 
 
-def _check_and_encode(config: SweepConfig, run: RunFolder, splits: Splits | None) -> None:
+def _check_and_encode(sweep: OpenSweep, splits: Splits | None) -> None:
     """Finds what can be wrong with the model, and tokenises the data unless an earlier run of the sweep has."""
     with imports.swiftly():
         from rayft.models.load import load_preprocessor
         from rayft.sweep.preflight import check_model
 
-    task = get_task(config.task)
+    config, run, task = sweep.config, sweep.run, get_task(sweep.config.task)
     folders = {model: run.path / config.encoded_folder(model) for model in config.models}
     label_names = splits.label_names if splits else EncodedData.open(folders[config.models[0]]).label_names
     preprocessors = {model: load_preprocessor(model, task) for model in config.models}
@@ -90,5 +86,5 @@ def _check_and_encode(config: SweepConfig, run: RunFolder, splits: Splits | None
         return
     for model, folder in folders.items():
         for note in encode_splits(splits, task, preprocessors[model], config.data, folder):
-            logger.info("%s%s", f"{model}: " if len(folders) > 1 else "", note)
+            sweep.note(f"{Path(model).name}: {note}" if len(folders) > 1 else note)
     run.publish("encoded")

@@ -48,7 +48,7 @@ class Sweep:
         self.screen = Screen()
         self.searcher = StudySearcher(study, make_scheduler(CONFIG), CONFIG, slots)
         self.events = TrialEvents(path, CONFIG)
-        opened = OpenSweep(CONFIG, self.run, study, (self.events, self.screen), to_run=20)
+        opened = OpenSweep(CONFIG, self.run, study, (self.events, self.screen), to_run=20, note=print)
         self.recorder = Recorder(opened, self.searcher)
 
     def start(self) -> Any:
