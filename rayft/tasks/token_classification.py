@@ -197,7 +197,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
     A tag's first letter is its prefix and what follows a hyphen its kind. An entity begins with B or S, or with any
     other tag after another kind or none, goes on with the same kind, and ends with E or S at the latest. Tags without a
-    prefix are read by the same rules, letter by letter, and those of a single letter are in no entity.
+    prefix are read by the same rules, letter by letter.
     """
     found = set()
     begin, last_prefix, last_kind = 0, "O", ""

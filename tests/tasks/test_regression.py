@@ -90,7 +90,8 @@ def test_a_fraction_holds_out_its_share_of_few_rows(folder: Path, load: Load) ->
 
 def test_loss_is_in_standard_deviations_of_train(data: EncodedData) -> None:
     labels = np.asarray(splits_of("regression").train.labels, dtype=np.float64)
-    assert data.facts == {"mean": pytest.approx(labels.mean()), "deviation": pytest.approx(labels.std())}
+    assert data.facts["mean"] == pytest.approx(labels.mean())
+    assert data.facts["deviation"] == pytest.approx(labels.std())
     batch = collated(data, data.train, [0, 1, 2, 3])
     assert batch["labels"].tolist() == labels[:4].tolist()
     logits = torch.tensor([[0.5], [-1.0], [0.0], [2.0]])
