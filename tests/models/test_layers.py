@@ -13,9 +13,10 @@ from transformers import (
     XLMForSequenceClassification,
 )
 
+from rayft.config import TaskName
 from rayft.errors import ModelError
 from rayft.models.layers import LayerMap, map_layers
-from tests.conftest import FAMILIES, NUM_BLOCKS, tiny_layers, tiny_model
+from tests.conftest import FAMILIES, IMAGE_SIZE, LM_FAMILIES, NUM_BLOCKS, tiny_layers, tiny_model
 
 BLOCK_PATHS = {
     "bert": "bert.encoder.layer",
@@ -27,7 +28,25 @@ BLOCK_PATHS = {
     "gpt2": "transformer.h",
     "llama": "model.layers",
 }
+BLOCK_PATHS_OF_OTHERS: dict[tuple[TaskName, str], str] = {
+    ("causal-lm", "gpt2"): "transformer.h",
+    ("causal-lm", "llama"): "model.layers",
+    ("causal-lm", "qwen2"): "model.layers",
+    ("causal-lm", "qwen3"): "model.layers",
+    ("causal-lm", "smollm3"): "model.layers",
+    ("image-classification", "resnet"): "resnet.encoder.stages",
+    ("image-classification", "vit"): "vit.layers",
+    ("image-classification", "convnext"): "convnext.encoder.stages",
+    ("image-classification", "efficientnet"): "efficientnet.encoder.blocks",
+    ("image-classification", "mobilenet-v2"): "mobilenet_v2.layer",
+}
+MODELS: list[tuple[TaskName, str]] = [
+    *(("text-classification", family) for family in FAMILIES),
+    *BLOCK_PATHS_OF_OTHERS,
+]
+ALL = pytest.mark.parametrize(("task", "family"), MODELS, ids=[f"{task} {family}" for task, family in MODELS])
 TOKENS = torch.tensor([[2, 9, 5, 17, 12, 3]])
+PIXELS = torch.rand((1, 3, IMAGE_SIZE, IMAGE_SIZE), generator=torch.Generator().manual_seed(0))
 
 
 def last_block_output(model: PreTrainedModel, layers: LayerMap) -> torch.Tensor:
@@ -37,32 +56,33 @@ def last_block_output(model: PreTrainedModel, layers: LayerMap) -> torch.Tensor:
         lambda _module, _inputs, output: outputs.append(output if isinstance(output, torch.Tensor) else output[0])
     )
     with torch.no_grad():
-        model.eval()(input_ids=TOKENS)
+        model.eval()(PIXELS if model.main_input_name == "pixel_values" else TOKENS)
     handle.remove()
     return outputs[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_is_in_exactly_one_place(family: str) -> None:
-    layers = tiny_layers(family)
+@ALL
+def test_every_parameter_is_in_exactly_one_place(task: TaskName, family: str) -> None:
+    layers = tiny_layers(family, task)
     placed = Counter([*layers.embeddings, *layers.after_blocks, *layers.head])
     for block in layers.blocks:
         placed.update(block)
-    assert placed == Counter(name for name, _ in tiny_model(family).named_parameters())
+    assert placed == Counter(name for name, _ in tiny_model(family, task=task).named_parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_are_found_in_order(family: str) -> None:
-    layers = tiny_layers(family)
-    assert layers.block_path == BLOCK_PATHS[family]
-    assert len(layers.blocks) == NUM_BLOCKS
+@ALL
+def test_blocks_are_found_in_order(task: TaskName, family: str) -> None:
+    layers = tiny_layers(family, task)
+    expected = BLOCK_PATHS_OF_OTHERS.get((task, family)) or BLOCK_PATHS[family]
+    assert layers.block_path == expected
+    assert len(layers.blocks) == (16 if family == "mobilenet-v2" else NUM_BLOCKS)
     for index, block in enumerate(layers.blocks):
-        assert block and all(name.startswith(f"{BLOCK_PATHS[family]}.{index}.") for name in block)
+        assert block and all(name.startswith(f"{expected}.{index}.") for name in block)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_block_depends_on_the_embeddings_and_on_nothing_after_it(family: str) -> None:
-    model, layers = tiny_model(family), tiny_layers(family)
+@ALL
+def test_the_last_block_depends_on_the_embeddings_and_on_nothing_after_it(task: TaskName, family: str) -> None:
+    model, layers = tiny_model(family, task=task), tiny_layers(family, task)
     before = last_block_output(model, layers)
     for name in (*layers.embeddings, *layers.after_blocks, *layers.head):
         parameter = model.get_parameter(name)
@@ -103,9 +123,43 @@ def test_what_lies_around_the_blocks(
         assert layers.after_blocks and all(name.startswith(after_blocks) for name in layers.after_blocks)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_mapping_leaves_the_model_as_it_was(family: str) -> None:
-    model = tiny_model(family).train()
+@pytest.mark.parametrize(
+    ("family", "embeddings", "after_blocks", "head", "input_modules"),
+    [
+        ("resnet", "resnet.embedder.", None, "classifier.", 1),
+        ("vit", "vit.embeddings.", "vit.layernorm.", "classifier.", 1),
+        ("convnext", "convnext.embeddings.", "convnext.layernorm.", "classifier.", 0),
+        ("efficientnet", "efficientnet.embeddings.", "efficientnet.encoder.top_", "classifier.", 1),
+        ("mobilenet-v2", "mobilenet_v2.conv_stem.", "mobilenet_v2.conv_1x1.", "classifier.", 3),
+    ],
+)
+def test_what_lies_around_the_blocks_of_image_models(
+    family: str, embeddings: str, after_blocks: str | None, head: str, input_modules: int
+) -> None:
+    layers = tiny_layers(family, "image-classification")
+    assert layers.embeddings and all(name.startswith(embeddings) for name in layers.embeddings)
+    assert layers.head and all(name.startswith(head) for name in layers.head)
+    assert bool(layers.after_blocks) == bool(after_blocks)
+    assert all(name.startswith(after_blocks or "") for name in layers.after_blocks)
+    assert len(layers.input_modules) == input_modules
+    assert all(path.startswith(embeddings) for path in layers.input_modules)
+
+
+@pytest.mark.parametrize("family", LM_FAMILIES)
+def test_a_head_that_is_the_embeddings_is_frozen_with_them(family: str) -> None:
+    model, layers = tiny_model(family, task="causal-lm"), tiny_layers(family, "causal-lm")
+    is_shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert is_shared == (family in ("gpt2", "smollm3"))
+    assert layers.head == (() if is_shared else ("lm_head.weight",))
+    assert next(name for name, p in model.named_parameters() if p is model.get_input_embeddings().weight) in set(
+        layers.embeddings
+    )
+    assert len(layers.after_blocks) == (2 if family == "gpt2" else 1)
+
+
+@ALL
+def test_mapping_leaves_the_model_as_it_was(task: TaskName, family: str) -> None:
+    model = tiny_model(family, task=task).train()
     frozen = next(model.parameters()).requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = {path: module.training for path, module in model.named_modules()}
@@ -124,12 +178,13 @@ def test_a_convolution_between_blocks_is_frozen_with_the_first() -> None:
     assert {n for n in layers.frozen(1) if ".conv." in n} == {n for n in layers.embeddings if ".conv." in n} != set()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_freeze_depth_counts_blocks_from_the_embeddings_up(family: str) -> None:
-    layers = tiny_layers(family)
+@ALL
+def test_freeze_depth_counts_blocks_from_the_embeddings_up(task: TaskName, family: str) -> None:
+    layers = tiny_layers(family, task)
     assert layers.frozen(0) == frozenset()
     assert layers.frozen(1) == {*layers.embeddings, *layers.blocks[0]}
-    assert layers.frozen(NUM_BLOCKS) == {*layers.embeddings, *(name for block in layers.blocks for name in block)}
+    every = {*layers.embeddings, *(name for block in layers.blocks for name in block)}
+    assert layers.frozen(len(layers.blocks)) == every
 
 
 @pytest.mark.parametrize("freeze_depth", [-1, NUM_BLOCKS + 1])
