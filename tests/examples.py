@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from transformers import ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
-from rayft.config import DataConfig, TaskName
+from rayft.config import DataConfig, Hyperparameters, StrategyName, TaskName
 from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Rows, Splits
+from rayft.models.layers import map_layers
 from rayft.tasks import get_task
-from tests.conftest import IMAGE_SIZE, WORDS, tiny_lm_tokenizer, tiny_tokenizer
+from rayft.training.loop import FineTuning
+from tests.conftest import IMAGE_SIZE, WORDS, tiny_lm_tokenizer, tiny_model, tiny_tokenizer
+from tests.training.conftest import ALONE, STRATEGY_VALUES
 
 LABEL_NAMES: dict[TaskName, tuple[str, ...]] = {
     "text-classification": ("film", "team", "bank"),
@@ -32,6 +35,7 @@ FAMILY: dict[TaskName, str] = {
     "image-classification": "resnet",
 }
 """What learns it in the tests."""
+DEFAULTS = {"learning_rate": 3e-3, "batch_size": 8}
 TAGS = {"film": 1, "book": 1, "song": 1, "bank": 0, "market": 0, "price": 2}
 
 
@@ -100,3 +104,28 @@ def encode(splits: Splits, folder: Path, **config: Any) -> EncodedData:
     given = DataConfig(**{"train": "train", "max_length": 16, **config})
     encode_splits(splits, get_task(splits.task), preprocessor_of(splits.task), given, folder)
     return EncodedData.open(folder)
+
+
+def fine_tuning(
+    data: EncodedData, strategy: StrategyName = "full", family: str | None = None, **given: Any
+) -> FineTuning:
+    """A trial on the task's tiny model.
+
+    Args:
+        data: From `encode`.
+        strategy: With `STRATEGY_VALUES`.
+        family: Another model than `FAMILY` says.
+        given: Hyperparameters, or arguments of `FineTuning`.
+    """
+    own = {name: given.pop(name) for name in ("micro_batch", "acceleration", "seed", "base") if name in given}
+    hp = Hyperparameters(strategy=strategy, **{**DEFAULTS, **STRATEGY_VALUES[strategy], **given})
+    family = family or FAMILY[data.task]
+    base = own.pop("base", None) or base_model(data, family)
+    arguments: dict[str, Any] = {"epochs": 3, "seed": 0, "workers": ALONE, **own}
+    return FineTuning(base, map_layers(base), data, hp, **arguments)
+
+
+def base_model(data: EncodedData, family: str | None = None) -> PreTrainedModel:
+    model = tiny_model(family or FAMILY[data.task], max(1, len(data.label_names)), data.task).eval()
+    model.config.pad_token_id = data.pad_token_id
+    return model

@@ -42,6 +42,10 @@ class LoraStrategy(Strategy):
                 fan_in_fan_out=isinstance(targets[0][1], Conv1D),  # GPT-2 stores its weights transposed
             ),
         )
+        for path, layer in targets:
+            if isinstance(layer, nn.Conv2d):  # MobileNet's pad for what they read of a convolution, which peft hides
+                shape = {name: getattr(layer, name) for name in ("kernel_size", "stride", "dilation")}
+                vars(adapted.get_submodule(PREFIX + path)).update(shape)
         for name in (*layers.after_blocks, *layers.head):
             adapted.get_parameter(PREFIX + name).requires_grad_(True)
         return adapted

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rayft.config import Hyperparameters
+from rayft.config import Hyperparameters, TaskName
 from rayft.errors import ModelError
 from rayft.strategies.lora import LoraStrategy
-from tests.conftest import FAMILIES, tiny_layers, tiny_model
+from tests.conftest import FAMILIES, IMAGE_FAMILIES, IMAGE_SIZE, LM_FAMILIES, tiny_layers, tiny_model
 from tests.strategies.setups import batch, prepare
 
 
@@ -46,3 +46,40 @@ def test_blocks_without_linear_layers_are_refused() -> None:
     nowhere = dataclasses.replace(tiny_layers("bert"), block_path="bert.elsewhere")
     with pytest.raises(ModelError, match="strategy lora needs linear layers or convolutions in the blocks"):
         LoraStrategy().prepare(tiny_model("bert"), nowhere, Hyperparameters(strategy="lora"))
+
+
+OTHERS: list[tuple[TaskName, str]] = [
+    *(("image-classification", family) for family in IMAGE_FAMILIES),
+    *(("causal-lm", family) for family in LM_FAMILIES),
+]
+
+
+@pytest.mark.parametrize(("task", "family"), OTHERS)
+def test_convolutions_and_decoders_are_adapted_too(task: TaskName, family: str) -> None:
+    layers, hp = tiny_layers(family, task), Hyperparameters(strategy="lora", lora_rank=2)
+    plain = tiny_model(family, task=task).eval()
+    adapted = LoraStrategy().prepare(tiny_model(family, task=task), layers, hp).eval()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    low_rank = {name.partition(".lora_")[0] for name in trained if ".lora_A." in name}
+    expected = {
+        path
+        for path, module in plain.named_modules()
+        if path.startswith(layers.block_path)
+        and (isinstance(module, nn.Linear | Conv1D) or (isinstance(module, nn.Conv2d) and module.groups == 1))
+    }
+    assert low_rank == {f"base_model.model.{path}" for path in expected} != set()
+
+    generator = torch.Generator().manual_seed(0)
+    if task == "causal-lm":
+        inputs = torch.randint(4, 30, (2, 9), generator=generator)
+    else:
+        inputs = torch.randn((2, 3, IMAGE_SIZE, IMAGE_SIZE), generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(inputs).logits, plain(inputs).logits, rtol=1e-4, atol=1e-5)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        changed = adapted(inputs).logits
+        assert not torch.allclose(changed, plain(inputs).logits, atol=1e-3)
+        merged = LoraStrategy().exported(adapted).eval()
+        torch.testing.assert_close(merged(inputs).logits, changed, rtol=1e-3, atol=1e-3)
