@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from rayft.cache_folder import cache_folder
+from rayft.config import TaskName
 from rayft.data.encode import EncodedData, EncodedSplit
 from rayft.data.splits import Rows
 from rayft.models import prefix_build
@@ -33,7 +34,10 @@ from rayft.models.prefix_build import Costs, PrefixBuilder, check_pays
 from rayft.models.prefix_cache import MIN_SPEEDUP, Fingerprints, PrefixCache
 from rayft.models.prefix_files import NoCacheError, PrefixFeatures, PrefixWriter
 from rayft.models.prefix_input import PrefixInput, block_output
+from rayft.tasks import get_task
 from tests.conftest import FAMILIES, NUM_BLOCKS, WORDS, tiny_layers, tiny_model, tiny_tokenizer
+from tests.examples import base_model as example_model
+from tests.examples import encode, splits_of
 from tests.texts import encode_texts, text_rows, text_splits, token_inputs_of
 
 CPU = torch.device("cpu")
@@ -499,3 +503,77 @@ def test_a_lack_of_room_is_not_for_good(tmp_path: Path, split: EncodedSplit) -> 
     assert other is not None and cache.features(split, 2, wait=True) is None
     del other
     assert cache.features(split, 2, wait=True) is not None
+
+
+OTHERS: list[tuple[TaskName, str]] = [
+    ("image-classification", "resnet"),
+    ("image-classification", "vit"),
+    ("image-classification", "efficientnet"),
+    ("image-classification", "mobilenet-v2"),
+    ("token-classification", "bert"),
+    ("causal-lm", "gpt2"),
+    ("causal-lm", "llama"),
+]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("task", "family"), OTHERS)
+def test_other_tasks_have_the_logits_without_the_cache(
+    tmp_path: Path, task: TaskName, family: str, depth: int, log: Callable[[], list[str]]
+) -> None:
+    data = encode(splits_of(task), tmp_path / "encoded")
+    model, chosen = example_model(data, family), get_task(task)
+    layers = map_layers(model)
+
+    def collate(split: EncodedSplit, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        return chosen.collate(split, rows, data)
+
+    cache = PrefixCache(model, layers, collate, tmp_path / "cache", PLENTY, CPU, min_speedup=0.0)
+    features = cache.features(data.train, depth, wait=True)
+    assert features is not None, log()
+    rows = np.array([7, 3, 12])
+    inputs = {name: tensor for name, tensor in collate(data.train, rows).items() if name != "labels"}
+    length = int(data.train.lengths[rows].max())
+    prefix, hidden = PrefixInput(model, layers, depth), features.batch(rows, length)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        again = block_output(model, layers, depth, inputs)
+        with prefix.feeding(hidden):
+            found = model(**inputs).logits
+    if task == "image-classification":
+        torch.testing.assert_close(hidden, again, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        return
+    real = torch.from_numpy(np.arange(length) < data.train.lengths[rows][:, None])  # padding isn't kept
+    torch.testing.assert_close(hidden[real], again[real], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+
+
+def test_images_are_not_computed_again_from_their_pixels(tmp_path: Path) -> None:
+    data = encode(splits_of("image-classification"), tmp_path / "encoded")
+    model = example_model(data, "resnet")
+    layers = map_layers(model)
+    stem = []
+    model.get_submodule("resnet.embedder.embedder.convolution").register_forward_hook(lambda *_: stem.append(1))
+    collate = get_task("image-classification").collate
+    cache = PrefixCache(
+        model, layers, lambda split, rows: collate(split, rows, data), tmp_path, PLENTY, CPU, min_speedup=0.0
+    )
+    features = cache.features(data.train, 2, wait=True)
+    assert features is not None and features.shape.row == (16, 2, 2)
+    prefix, computed = PrefixInput(model, layers, 2), len(stem)
+    rows = np.arange(4)
+    with torch.no_grad(), prefix.feeding(features.batch(rows, 1)):
+        model(pixel_values=collate(data.train, rows, data)["pixel_values"])
+    assert len(stem) == computed, "not even the convolution before the first block"
+
+
+def test_labels_and_targets_make_no_other_cache(tmp_path: Path) -> None:
+    splits = splits_of("token-classification")
+    first = encode(splits, tmp_path / "first")
+    assert isinstance(splits.train.labels, list)
+    splits.train.labels[0] = [0] * len(splits.train.labels[0])
+    second = encode(splits, tmp_path / "second")
+    model = example_model(first)
+    names = Fingerprints(model, map_layers(model), CPU, None)
+    assert names.of(first.train, 1) == names.of(second.train, 1) != names.of(first.validation, 1)
