@@ -70,7 +70,7 @@ class ChunkedFile:
 
 
 def open_chunked(
-    path: Path, name: str, inputs: Sequence[str], others: Sequence[str], task: "Task", rows: int
+    path: Path, name: str, inputs: Sequence[str], others: Sequence[str], task: "Task", rows: int, key: str
 ) -> ChunkedFile:
     """Reads a file through and says what is in it.
 
@@ -81,6 +81,7 @@ def open_chunked(
         others: What to call further columns in a file that doesn't name them, such as that of the tags; it needs none.
         task: What the rows are for.
         rows: The most in one chunk.
+        key: What the user names the inputs by.
 
     Raises:
         DataError: It doesn't parse, has no rows or lacks a column, or a text column has numbers only.
@@ -89,7 +90,7 @@ def open_chunked(
     first_error = None
     for read in _ways(path, name, inputs, others, task, rows):
         try:
-            return _read_through(path, name, inputs, task, read)
+            return _read_through(path, name, inputs, task, key, read)
         except DataError as error:
             first_error = first_error or error
     assert first_error is not None, "no way to read a file"
@@ -128,7 +129,7 @@ def _read_folder(path: Path, name: str, inputs: Sequence[str], task: "Task") -> 
 
 
 def _read_through(
-    path: Path, name: str, inputs: Sequence[str], task: "Task", read: Callable[[], Iterator[Chunk]]
+    path: Path, name: str, inputs: Sequence[str], task: "Task", key: str, read: Callable[[], Iterator[Chunk]]
 ) -> ChunkedFile:
     """Reads a file once, so that nothing is found at its end after an hour of work on its beginning."""
     columns: dict[str, None] = {}
@@ -141,9 +142,12 @@ def _read_through(
             odd = task.part_faults(chunk.part, inputs)
     if not rows:
         raise DataError([Fault(name, "has no rows" if columns else "is empty")])
-    missing = [Fault(name, missing_column_rule(column, tuple(columns))) for column in inputs if column not in columns]
-    if missing or odd:
-        raise DataError([*missing, *(Fault(fault.where, fault.rule) for fault in odd or [])])
+    faults = [
+        Fault(name, missing_column_rule(column, tuple(columns)), key) for column in inputs if column not in columns
+    ]
+    faults += [Fault(fault.where, fault.rule, key) for fault in odd or []]
+    if faults:
+        raise DataError(faults)
     untyped = path.suffix.lower() in (".csv", ".tsv")
     return ChunkedFile(path, name, tuple(columns), rows, read, schema, untyped)
 

@@ -90,7 +90,7 @@ def suffix_rule(path: Path, suffixes: Iterable[str]) -> str:
     """What a file's name must end in; the one that may have been meant comes first."""
     what = f"but got {path.suffix}" if path.suffix else "but the name has no suffix"
     known = list(suffixes)
-    meant = difflib.get_close_matches(path.suffix.lower(), known, n=1)
+    meant = difflib.get_close_matches(path.suffix.lower(), known, n=1, cutoff=0.7)
     return f"must be one of {', '.join(dict.fromkeys([*meant, *known]))}, {what}"
 
 

@@ -211,7 +211,7 @@ def _opened(
 ) -> ChunkedFile:
     others = [name for name in task.label_columns(record.columns or Columns()) if name not in inputs.values()]
     try:
-        return open_chunked(path, name, list(inputs.values()), others, task, rows)
+        return open_chunked(path, name, list(inputs.values()), others, task, rows, "--column")
     except OSError as error:
         raise DataError([Fault(name, f"can't be read: {error.strerror or first_line(error)}")]) from error
 
