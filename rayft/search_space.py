@@ -16,6 +16,7 @@ from rayft.config import (
     Value,
     as_list,
 )
+from rayft.config_tasks import TASK_HYPERPARAMETERS
 
 Params = dict[str, Value]
 
@@ -52,6 +53,14 @@ def resolve(config: SweepConfig, params: Params) -> Hyperparameters:
     """What a trial with these searched values trains with: the fixed values, overlaid by the searched ones."""
     fixed = config.training.model_dump(include=set(Hyperparameters.model_fields))
     return Hyperparameters(**(fixed | {name: value for name, value in params.items() if name != MODEL}))
+
+
+def values_read(config: SweepConfig, hp: Hyperparameters) -> Params:
+    """What a trial trains with, without what its strategy or the task doesn't read."""
+    unread = SOME_STRATEGIES_ONLY - STRATEGY_HYPERPARAMETERS[hp.strategy]
+    unread |= TASK_HYPERPARAMETERS - config.rules.hyperparameters
+    unread |= {"freeze_fraction" if hp.freeze_fraction is None else "freeze_depth"}
+    return {name: value for name, value in hp.model_dump().items() if name not in unread}
 
 
 def model_of(config: SweepConfig, params: Params) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from rayft.config import SOME_STRATEGIES_ONLY, STRATEGY_HYPERPARAMETERS, SweepConfig, TaskName
-from rayft.config_tasks import TASK_HYPERPARAMETERS
+from rayft.config import SweepConfig, TaskName
+from rayft.search_space import resolve, values_read
 
 _HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "weighted_f1": "f1", "top5_accuracy": "accuracy"}
 _HUB_METRICS |= {"token_accuracy": "accuracy", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -88,9 +88,7 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
         best: The content of the folder's `rayft.json`.
     """
     strategy = best["hyperparameters"]["strategy"]
-    unread = SOME_STRATEGIES_ONLY - STRATEGY_HYPERPARAMETERS[strategy]
-    unread |= TASK_HYPERPARAMETERS - config.rules.hyperparameters
-    read = [name for name in best["hyperparameters"] if name not in unread]
+    read = values_read(config, resolve(config, best["params"]))
     splits = [name for name in ("validation", "test") if best[name] is not None]
     paired = isinstance(config.data.columns.text, tuple)
     return _TEMPLATE.format(
