@@ -9,9 +9,9 @@ from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Splits
 from rayft.errors import InterruptedSweep
 from rayft.sweep import ray_environment
+from rayft.sweep.group_spec import group_spec
 from rayft.sweep.interruption import Interruption
 from rayft.sweep.open_sweep import OpenSweep
-from rayft.sweep.protocol import GroupSpec
 from rayft.tasks import get_task
 
 
@@ -38,19 +38,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
             from rayft.sweep.distributed import run_trials
 
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
-            spec = GroupSpec(
-                encoded={model: config.encoded_folder(model) for model in config.models},
-                run=run.address,
-                epochs=config.training.epochs,
-                seed=config.search.seed,
-                threads=placement.cpus,
-                metric=config.metric,
-                mode=config.mode,
-                precision=config.training.precision,
-                cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
-                compiled=config.training.compile,
-                stall_seconds=config.cluster.stall_timeout,
-            )
+            spec = group_spec(config, run.address, placement.cpus)
             run_trials(
                 sweep,
                 spec,
