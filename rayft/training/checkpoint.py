@@ -128,6 +128,19 @@ def read_checkpoint(folder: Path, digest: str | None = None) -> TrialState:
         raise CheckpointError(f"{folder / STATE} isn't the state of a trial: {error}") from error
 
 
+def read_precision(folder: Path) -> str:
+    """What a checkpoint's trial was trained in, without its tensors.
+
+    Raises:
+        CheckpointError: It can't be told.
+        OSError: It isn't there.
+    """
+    precision = _read_json(folder / STATE).get("precision")
+    if precision not in ("fp32", "bf16"):
+        raise CheckpointError(f"{folder / STATE} isn't the state of a trial: its precision is {precision!r}")
+    return str(precision)
+
+
 def verify_checkpoint(folder: Path, digest: str | None = None) -> None:
     """Holds every file against the manifest, and the manifest against `digest` if given.
 
