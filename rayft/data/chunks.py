@@ -171,7 +171,8 @@ def _delimited(path: Path, name: str, rows: int, delimiter: str, quoting: Any) -
 
 def _json_lines(path: Path, name: str, rows: int) -> Iterator[Chunk]:
     lines = enumerate(formats.streamed_lines(path, name, newline="\n"), start=1)
-    for batch in _batches(lines, rows, lambda line: len(line[1])):
+    filled = (line for line in lines if line[1].strip())  # so that every chunk has rows
+    for batch in _batches(filled, rows, lambda line: len(line[1])):
         yield Chunk(replace(formats.json_lines_part(batch, name, None), folder=path.parent))
 
 

@@ -94,13 +94,19 @@ def predict(
     task, kind = get_task(record.task), PREDICTORS[record.task]
     inputs, _ = _together(lambda: _input_columns(task, record, columns), lambda: _check_generate(record, generate))
     source = _opened(path, file, inputs, record, task, kind.rows_per_chunk)
+    import torch
+
     from rayft.models.load import quiet  # loads transformers, which typos needn't wait for
 
     with quiet():
         pipe = load_pipeline(folder, task)
         predictor = NextTokens(pipe, "messages" in inputs, generate) if kind is NextTokens else kind(pipe)
         _check_new(source, predictor)
-        return _predict(source, list(inputs.values()), task, predictor, batch_size, target)
+        try:
+            return _predict(source, list(inputs.values()), task, predictor, batch_size, target)
+        except torch.OutOfMemoryError as error:
+            rule = f"must be less, as {row_count(batch_size)} at once don't fit the GPU's memory"
+            raise UserError([Fault("--batch-size", rule)]) from error
 
 
 def _predict(

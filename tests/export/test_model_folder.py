@@ -12,6 +12,7 @@ from transformers import pipeline
 from rayft.config_tasks import TASK_RULES
 from rayft.errors import CheckpointError, RunError, VerificationError
 from rayft.export.model_folder import export_model, write_model
+from rayft.export.record import read_record
 from rayft.export.scorers.classes import all_logits, classification_metrics
 from rayft.export.scorers.score import load
 from rayft.export.verify import Verifier
@@ -60,6 +61,7 @@ def test_export_is_proved_and_complete(trained_run: TrainedRuns, tmp_path: Path,
     assert best["verification"]["validation"] == pytest.approx(run.trial.metrics, abs=1e-3)
     assert best["test"].keys() == set(TASK_RULES["text-classification"].metrics)
     assert best["rows"] == {"train": 96, "validation": 48, "test": 32}
+    assert read_record(to).columns == run.config.data.columns
     assert {path.name for path in to.parent.iterdir()} == {"best"}  # nothing is left of the work
 
     classify = pipeline("text-classification", model=str(to))

@@ -362,6 +362,16 @@ def test_files_that_are_there_and_files_that_are_bad(exported: Exported) -> None
     ]
 
 
+def test_too_large_a_batch_for_the_gpu(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    write_csv("a.csv", ["text"], ["good"], ["bad"])
+    monkeypatch.setattr(TextClasses, "answers", fails)
+    rule = "--batch-size: must be less, as 2 rows at once don't fit the GPU's memory"
+    assert faults(exported("text-classification"), "a.csv", "b.csv") == [rule]
+
+
 def test_a_failure_amid_the_rows_leaves_the_earlier_file(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     write_csv("a.csv", ["text"], ["good"], ["bad"])
     Path("b.csv").write_text("earlier")
