@@ -5,25 +5,32 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayft import __version__, cli_predict
+from rayft import __version__, cli_predict, cli_trials
 from rayft.cli_jobs import add_commands
-from rayft.cli_options import Overrides, RunAddress, SweepPath, located, run_name, shown_path
-from rayft.config import SweepConfig
+from rayft.cli_options import (
+    AsJson,
+    Overrides,
+    Quiet,
+    RunAddress,
+    SweepPath,
+    located,
+    result_alone,
+    run_name,
+    shown_path,
+)
 from rayft.errors import InterruptedSweep, RayftError, UserError
 from rayft.sweep_file import load_sweep
 
 if TYPE_CHECKING:
     from rayft.commands import Finished
-    from rayft.sweep.study import SweepStudy
 
 app = typer.Typer(
     help="Finds the best way to fine-tune a pretrained model on your data.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -41,6 +48,8 @@ def sweep(
     storage: Annotated[str | None, typer.Option(help="The folder that gets the run folder.")] = None,
     address: Address = None,
     trials: Annotated[int | None, typer.Option(min=1, help="How many trials.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Searches, and exports the best model to RUN/best."""
     changes = list(overrides or [])
@@ -50,11 +59,12 @@ def sweep(
     run = run_name(file.stem if name is None else name)
     from rayft.commands import new_sweep
     from rayft.report.progress import Progress
-    from rayft.report.tables import output_console
+    from rayft.report.tables import progress_console
 
-    with located(file), Progress(config, output_console()) as progress:
+    console = progress_console(quiet, as_json)
+    with result_alone(quiet or as_json), located(file), Progress(config, console) as progress:
         finished = new_sweep(config, run, address, progress)
-    _show(finished)
+    _show(finished, quiet, as_json)
 
 
 @app.command()
@@ -64,30 +74,23 @@ def resume(
         int | None, typer.Option(min=1, help="The new number of trials, all counted: extends a finished sweep.")
     ] = None,
     address: Address = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Goes on with a sweep that was cut off, or extends one that is done."""
     from rayft.commands import resume_sweep
     from rayft.report.progress import Progress
-    from rayft.report.tables import output_console
+    from rayft.report.tables import progress_console
     from rayft.sweep.run_folder import RunFolder
 
-    folder = RunFolder.find(run)
-    with located(folder.path / "sweep.yaml"), Progress(folder.config(), output_console()) as progress:
+    folder, console = RunFolder.find(run), progress_console(quiet, as_json)
+    with (
+        result_alone(quiet or as_json),
+        located(folder.path / "sweep.yaml"),
+        Progress(folder.config(), console) as progress,
+    ):
         finished = resume_sweep(folder, trials, address, progress)
-    _show(finished)
-
-
-@app.command()
-def trials(run: RunAddress, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Lists the trials of a run, best first; also while it runs."""
-    from rayft.report.tables import output_console, trials_json, trials_table
-
-    config, study = _open_run(run)
-    records = study.records()
-    if as_json:
-        typer.echo(json.dumps(trials_json(records), indent=2))
-    else:
-        output_console().print(trials_table(records, config.metric, config.mode))
+    _show(finished, quiet, as_json)
 
 
 @app.command()
@@ -97,13 +100,19 @@ def export(
     to: Annotated[
         Path | None, typer.Option(help="The model folder; RUN/best, or RUN/export-TRIAL, without it.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Writes a trial's model as a folder for transformers, and verifies it."""
     from rayft.commands import export_trial
     from rayft.report.tables import output_console, winner_table
     from rayft.sweep.run_folder import RunFolder
 
-    best, folder = export_trial(RunFolder.find(run), trial, to)
+    found = RunFolder.find(run)
+    with result_alone(as_json):
+        best, folder = export_trial(found, trial, to)
+    if as_json:
+        typer.echo(_result(best, found.remote_address, found.path, folder))
+        return
     output_console().print(winner_table(best, Path(shown_path(folder))))
 
 
@@ -126,16 +135,22 @@ def tensorboard(
 
 
 @app.command()
-def check(file: SweepPath, overrides: Overrides = None) -> None:
+def check(file: SweepPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Reads the data, maps the model's layers, and reports everything that can be wrong before a trial runs."""
     config = load_sweep(file, overrides)
-    from rayft.report.check import print_check
+    from rayft.report.check import check_facts, print_check
     from rayft.report.tables import output_console
 
-    with located(file):
-        print_check(config, output_console())
+    if not as_json:
+        with located(file):
+            print_check(config, output_console())
+        return
+    with located(file), result_alone():
+        facts = check_facts(config)
+    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
 
 
+cli_trials.add_commands(app)
 cli_predict.add_command(app)
 add_commands(app)
 
@@ -170,28 +185,28 @@ def main() -> None:
         sys.exit(InterruptedSweep.exit_status)
 
 
-def _open_run(run: str) -> "tuple[SweepConfig, SweepStudy]":
-    from rayft.sweep.run_folder import ENVIRONMENT, RunFolder
-    from rayft.sweep.study import STUDY_FILE, SweepStudy
-
-    folder = RunFolder.find(run, "views")
-    if folder.remote is not None:
-        from rayft.sweep.mirror import fetch
-
-        fetch(folder.remote, folder.path, STUDY_FILE, ENVIRONMENT)
-    config = folder.config()
-    return config, SweepStudy.of_run(folder, config)
-
-
-def _show(finished: "Finished") -> None:
+def _show(finished: "Finished", quiet: bool, as_json: bool) -> None:
     from rayft.report.tables import output_console, trials_table, winner_table
 
+    folder = finished.run.path
+    if as_json:
+        typer.echo(_result(finished.best, finished.run.remote_address, folder, finished.run.best))
+        return
+    if quiet:
+        typer.echo(shown_path(finished.run.best))
+        return
     console, search = output_console(), finished.config.search
-    run = finished.run.remote_address or shown_path(finished.run.path)
+    run = finished.run.remote_address or shown_path(folder)
     console.print(trials_table(finished.records, finished.config.metric, finished.config.mode))
     console.print(winner_table(finished.best, Path(shown_path(finished.run.best))))
     commands = [f"tensorboard {run}", f"trials {run}", f"resume {run} --trials {2 * search.trials}"]
     console.print("next:  " + "\n       ".join(f"rayft {command}" for command in commands))
+
+
+def _result(best: dict[str, Any], remote_run: str | None, run: Path, model: Path) -> str:
+    """What `rayft.json` holds, and where it all lies."""
+    places = {"run": remote_run or str(run.resolve()), "folder": str(model.resolve())}
+    return json.dumps(best | places, indent=2, ensure_ascii=False)
 
 
 if __name__ == "__main__":

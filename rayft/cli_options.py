@@ -1,25 +1,45 @@
 """What several commands take, and how it is checked."""
 
 import contextlib
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rayft import completion
 from rayft.errors import Fault, RunError, UserError
 from rayft.sweep_file import locate
 
-SweepPath = Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="The sweep file.", show_default=False)]
+if TYPE_CHECKING:
+    from rayft.config import SweepConfig
+    from rayft.sweep.run_folder import RunFolder
+    from rayft.sweep.study import SweepStudy
+
+SweepPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SWEEP.yaml", help="The sweep file.", show_default=False, autocompletion=completion.sweep_files
+    ),
+]
 RunAddress = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run, such as runs/NAME or s3://BUCKET/PREFIX/NAME.", show_default=False),
+    typer.Argument(
+        metavar="RUN",
+        help="A run, such as runs/NAME or s3://BUCKET/PREFIX/NAME.",
+        show_default=False,
+        autocompletion=completion.run_folders,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replaces a value of the file, such as search.trials=4."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Prints errors and, at the end, the model's folder.")]
 
 
 def run_name(name: str) -> str:
@@ -47,3 +67,37 @@ def shown_path(path: Path) -> str:
     """A path as the user would type it."""
     absolute = path.resolve()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+@contextlib.contextmanager
+def result_alone(wanted: bool = True) -> Iterator[None]:
+    """Has standard output to itself what is printed after the block: what is printed in it goes to standard error.
+
+    Whoever prints it: libraries and other processes do too, and a program reads the rest as one document.
+    """
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def open_run(run: str) -> "tuple[RunFolder, SweepConfig, SweepStudy]":
+    """A run to look at, its configuration and its record."""
+    from rayft.sweep.run_folder import ENVIRONMENT, RunFolder
+    from rayft.sweep.study import STUDY_FILE, SweepStudy
+
+    folder = RunFolder.find(run, "views")
+    if folder.remote is not None:
+        from rayft.sweep.mirror import fetch
+
+        fetch(folder.remote, folder.path, STUDY_FILE, ENVIRONMENT)
+    config = folder.config()
+    return folder, config, SweepStudy.of_run(folder, config)

@@ -83,3 +83,9 @@ class InterruptedPrediction(RayftError):
     """Predicting was interrupted, and nothing is written."""
 
     exit_status = 130
+
+
+class InterruptedReproduction(RayftError):
+    """Training a trial again was interrupted; the run is as it was."""
+
+    exit_status = 130

@@ -1,7 +1,10 @@
-"""What `rayft check` shows: the data, the layer map and the search space, as a sweep would take them."""
+"""What `rayft check` finds: the data, the layer map and the search space, as a sweep would take them."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -17,15 +20,28 @@ from rayft.config import (
     SweepConfig,
     as_list,
 )
-from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
 from rayft.data.quality import class_counts
-from rayft.data.splits import Splits
+from rayft.data.splits import Rows, Splits
 from rayft.models.layers import LayerMap
 from rayft.models.load import load_preprocessor
 from rayft.report.tables import format_value
 from rayft.sweep.preflight import check_model
 from rayft.sweep.read_data import read_data
 from rayft.tasks import get_task
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A model of the sweep, as far as it is read before a trial runs.
+
+    Attributes:
+        preprocessor: Its tokenizer or image processor.
+        layers: Its layer map.
+    """
+
+    preprocessor: Any
+    layers: LayerMap
 
 
 def print_check(config: SweepConfig, console: Console) -> None:
@@ -35,52 +51,111 @@ def print_check(config: SweepConfig, console: Console) -> None:
         UserError: Something is wrong; with all faults of the data, or of the model.
     """
     config, splits = read_data(config)
-    task = get_task(config.task)
-    preprocessors = {model: load_preprocessor(model, task) for model in config.models}
-    layers = {model: check_model(config, model, splits.label_names) for model in config.models}
+    models = _check_models(config, splits)
     console.print(_data_table(splits))
     for note in (*config.notes, *splits.notes):
         console.print(note)
-    for model, own in layers.items():
-        name = model if len(layers) > 1 else "the model"
-        with TemporaryDirectory(prefix="rayft-check-") as folder:  # encoding finds what reading alone doesn't
-            notes = encode_splits(splits, task, preprocessors[model], config.data, Path(folder))
-            data = EncodedData.open(Path(folder))
-        if data.train.has_tokens:
-            console.print(_length_table(data, name))
+    for model, reader in models.items():
+        name = model if len(models) > 1 else "the model"
+        lengths, notes = _encode(config, splits, reader)
+        if lengths:
+            console.print(_length_table(lengths, name))
         for note in notes:
             console.print(note)
-        console.print(_layer_table(own, name))
+        console.print(_layer_table(reader.layers, name))
     console.print(_space_table(config))
     console.print(f"{config.search.trials} trials of at most {config.training.epochs} epochs; nothing is wrong")
 
 
-def _data_table(splits: Splits) -> Table:
+def check_facts(config: SweepConfig) -> dict[str, Any]:
+    """The same as plain values for programs.
+
+    Raises:
+        UserError: As `print_check`.
+    """
+    config, splits = read_data(config)
+    return {
+        "task": config.task,
+        "metric": config.metric,
+        "mode": config.mode,
+        "trials": config.search.trials,
+        "epochs": config.training.epochs,
+        "data": {
+            name: {"rows": len(rows), "classes": _class_counts(rows, splits)} for name, rows in splits.present().items()
+        },
+        "notes": [*config.notes, *splits.notes],
+        "models": {
+            model: _model_facts(config, splits, reader) for model, reader in _check_models(config, splits).items()
+        },
+        "space": {name: domain.model_dump() for name, domain in config.space.items()},
+    }
+
+
+def _check_models(config: SweepConfig, splits: Splits) -> dict[str, _Reader]:
+    task = get_task(config.task)
+    preprocessors = {model: load_preprocessor(model, task) for model in config.models}
+    return {m: _Reader(preprocessors[m], check_model(config, m, splits.label_names)) for m in config.models}
+
+
+def _model_facts(config: SweepConfig, splits: Splits, reader: _Reader) -> dict[str, Any]:
+    lengths, notes = _encode(config, splits, reader)
+    layers = [
+        {"part": part, "parameters": list(names), "frozen_from": depth} for part, names, depth in _parts(reader.layers)
+    ]
+    return {"lengths": lengths, "notes": notes, "layers": layers}
+
+
+def _encode(config: SweepConfig, splits: Splits, reader: _Reader) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Encodes the rows for a model, which finds what reading alone doesn't.
+
+    Returns:
+        The rows' lengths by split, none where they have no tokens; and what was found.
+    """
+    with TemporaryDirectory(prefix="rayft-check-") as folder:
+        notes = encode_splits(splits, get_task(config.task), reader.preprocessor, config.data, Path(folder))
+        data = EncodedData.open(Path(folder))
+    present = [split for split in (data.train, data.validation, data.test, data.unlabeled) if split is not None]
+    return ({split.name: _lengths(split) for split in present} if data.train.has_tokens else {}), list(notes)
+
+
+def _lengths(split: EncodedSplit) -> dict[str, int]:
+    median, most = np.percentile(split.lengths, (50, 95))
+    figures = {"tokens": split.lengths.sum(), "median": round(median), "p95": round(most)}
+    return {"rows": len(split), **{name: int(n) for name, n in figures.items()}, "longest": int(split.lengths.max())}
+
+
+def _class_counts(rows: Rows, splits: Splits) -> dict[str, int]:
+    """Rows of each class; none where rows have no classes, or no labels."""
     names = splits.label_names
-    table = _table("split", "rows", *names)
+    return {} if rows.labels is None or not names else dict(zip(names, class_counts(rows.labels, names), strict=True))
+
+
+def _parts(layers: LayerMap) -> list[tuple[str, tuple[str, ...], int | None]]:
+    """Each part of a model: its name, its parameters, and the least `freeze_depth` that freezes it."""
+    blocks = [(f"block {depth}", names, depth) for depth, names in enumerate(layers.blocks, start=1)]
+    above = [("after the blocks", layers.after_blocks, None), ("head", layers.head, None)]
+    return [("embeddings", layers.embeddings, 1), *blocks, *above]
+
+
+def _data_table(splits: Splits) -> Table:
+    table = _table("split", "rows", *splits.label_names)
     for name, rows in splits.present().items():
-        counts = class_counts(rows.labels, names) if names and rows.labels is not None else []
-        table.add_row(name, str(len(rows)), *map(str, counts))
+        table.add_row(name, str(len(rows)), *map(str, _class_counts(rows, splits).values()))
     return table
 
 
-def _length_table(data: EncodedData, model: str) -> Table:
+def _length_table(lengths: Mapping[str, Mapping[str, int]], model: str) -> Table:
     """How long rows are as the model reads them."""
     table = _table(f"rows as {model} reads them", "rows", "tokens", "median", "95 % have at most", "longest")
-    for split in filter(None, (data.train, data.validation, data.test, data.unlabeled)):
-        median, most = np.percentile(split.lengths, (50, 95))
-        figures = [split.lengths.sum(), round(median), round(most), split.lengths.max()]
-        table.add_row(split.name, str(len(split)), *map(str, figures))
+    for split, figures in lengths.items():
+        table.add_row(split, *map(str, figures.values()))
     return table
 
 
 def _layer_table(layers: LayerMap, model: str) -> Table:
     table = _table(f"part of {model}", "parameter tensors", "frozen from freeze_depth")
-    table.add_row("embeddings", str(len(layers.embeddings)), "1")
-    for index, block in enumerate(layers.blocks, start=1):
-        table.add_row(f"block {index}", str(len(block)), str(index))
-    table.add_row("after the blocks", str(len(layers.after_blocks)), "never")
-    table.add_row("head", str(len(layers.head)), "never")
+    for part, names, depth in _parts(layers):
+        table.add_row(part, str(len(names)), str(depth or "never"))
     return table
 
 

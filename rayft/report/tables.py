@@ -1,5 +1,6 @@
 """Trials and the winner as tables for people, and as plain values for programs."""
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,13 @@ def output_console(file: IO[str] | None = None) -> Console:
     target = file or sys.stdout
     # rich takes 80 columns where it finds no terminal, which would break the rows of a piped table in two
     return Console(file=target, width=None if target.isatty() else _PIPE_WIDTH, highlight=False, emoji=False)
+
+
+def progress_console(quiet: bool, as_json: bool) -> Console:
+    """Where a command shows what it is doing, when its result is a program's to read or nobody wants to see it."""
+    if quiet:
+        return Console(file=io.StringIO(), quiet=True)
+    return output_console(sys.stderr if as_json else None)
 
 
 def trials_table(records: Sequence[TrialRecord], metric: MetricName, mode: Mode) -> Table:

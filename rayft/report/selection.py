@@ -1,0 +1,54 @@
+"""Which trials of a run are listed."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rayft.config import SweepConfig
+from rayft.report.tables import ranked
+from rayft.search_space import resolve
+from rayft.sweep.study import TrialRecord
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user wants to see.
+
+    Attributes:
+        states: Of trials; all if there are none.
+        strategies: Likewise.
+        top: How many of those, the best; all if None.
+    """
+
+    states: tuple[str, ...] = ()
+    strategies: tuple[str, ...] = ()
+    top: int | None = None
+
+    def of(self, records: Sequence[TrialRecord], config: SweepConfig) -> list[TrialRecord]:
+        """The trials that are wanted, the best first."""
+        wanted = [
+            record
+            for record in ranked(records, config.mode)
+            if (not self.states or record.state in self.states)
+            and (not self.strategies or strategy_of(record, config) in self.strategies)
+        ]
+        return wanted[: self.top]
+
+    def nothing(self, records: Sequence[TrialRecord], config: SweepConfig) -> str:
+        """Says that no trial is wanted, and what there is."""
+        if not records:
+            return "no trial has started"
+        asked = " with strategy ".join(" or ".join(names) for names in (self.states, self.strategies) if names)
+        asked = f"is {asked}" if self.states else f"has strategy {asked}"
+        states = _counts(record.state for record in records)
+        strategies = _counts(strategy_of(record, config) for record in records)
+        return f"no trial {asked}; the run has {states}; by strategy {strategies}"
+
+
+def strategy_of(record: TrialRecord, config: SweepConfig) -> str:
+    """A trial's strategy, searched or fixed."""
+    return resolve(config, record.params).strategy
+
+
+def _counts(names: Iterable[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
