@@ -167,7 +167,8 @@ class BatchGradients:
 
     def _own(self, rows: np.ndarray) -> list[np.ndarray]:
         own = shard(rows, self._workers.rank, self._workers.world_size)
-        return [own[start : start + self.micro_batch] for start in range(0, len(own), self.micro_batch)]
+        # Of like size: batch norm can't train on one row that is left over.
+        return np.array_split(own, -(-len(own) // self.micro_batch)) if len(own) else []
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Lets workers exchange gradients in the last pass only."""
