@@ -92,7 +92,7 @@ _SEEDS = np.random.default_rng(0).integers(1, 2**61 - 1, (2, HASHES), dtype=np.u
 def _signature(text: str) -> np.ndarray:
     """The MinHash of a text's pairs of neighbouring words, uint64 of shape [HASHES]."""
     words = re.findall(r"\w+", text.lower())
-    pairs = {f"{one} {two}" for one, two in zip(words, [*words[1:], ""], strict=True)} or {text}
+    pairs = {f"{one} {two}" for one, two in zip(words, [*words[1:], ""], strict=False)} or {text}
     hashes = np.array(
         [xxhash.xxh3_64_intdigest(pair.encode("utf-8", "surrogatepass")) for pair in pairs], dtype=np.uint64
     )
