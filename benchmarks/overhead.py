@@ -111,6 +111,7 @@ def run(options: Options) -> dict[str, Any]:
         max_length=16,
         options={
             "space": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}},
+            "final": None,
             "search": {"trials": SMOKE_TRIALS if options.smoke else TRIALS, "sampler": "random"},
         },
     )

@@ -18,11 +18,12 @@ from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserErro
 from rayft.export.verify import Verifier
 from rayft.report.progress import Progress
 from rayft.report.tensorboard import TrialEvents
+from rayft.sweep.final import decide, plan
 from rayft.sweep.mirror import mirrored, publish_model
 from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.ranking import leaders
 from rayft.sweep.read_data import read_data
-from rayft.sweep.run_folder import RunFolder
+from rayft.sweep.run_folder import RunFolder, first_line
 from rayft.sweep.search import search
 from rayft.sweep.study import SweepStudy, TrialRecord
 from rayft.tasks import get_task
@@ -90,7 +91,7 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
     with run.lock(), mirrored(run) as watchers:
         config = run.config()
         if trials is not None:
-            started = len(SweepStudy.of_run(run, config).records())
+            started = sum(record.role == "search" for record in SweepStudy.of_run(run, config).records())
             if trials < started:
                 rule = f"must be >= {started}, the trials that the run has already, but got {trials}"
                 raise RunError([Fault(run.address, rule, "--trials")])
@@ -105,13 +106,16 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
 
 
 def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> TrialRecord:
-    """The best trial, of those whose checkpoint still exists.
+    """What the last stage decided for, or without one the best trial, of those whose checkpoint still exists.
 
     Raises:
         SweepFailedError: There is none.
     """
     records = study.records()
-    for trial in leaders(records, config.mode, len(records)):
+    decision = decide(config, records)
+    decided = [] if decision is None else [study.record(decision.run)]
+    searched = [record for record in records if record.role == "search"]
+    for trial in (*decided, *leaders(searched, config.mode, len(searched))):
         if trial.checkpoint is not None and run.obtain(trial.checkpoint):
             return trial
     raise SweepFailedError(_why_nothing_won(records))
@@ -149,7 +153,10 @@ def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[d
         run.obtain("encoded")
         folder = to or (run.best if is_winner else run.path / f"export-{trial.number}")
         with Verifier() as verifier:
-            exported = export_model(config, run.path, trial, folder.resolve(), verifier, score_test=is_winner)
+            decision = decide(config, records) if is_winner else None
+            exported = export_model(
+                config, run.path, trial, folder.resolve(), verifier, score_test=is_winner, decision=decision
+            )
         if to is None:
             publish_model(run, folder.name)
         return exported, folder
@@ -189,7 +196,11 @@ def _export_winner(
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
     run.obtain("encoded")
-    exported = export_model(config, run.path, winner, run.best, verifier, score_test=True)
+    decision = decide(config, study.records())
+    if decision is not None:
+        for sentence in decision.in_words(config.metric):
+            progress.note(sentence)
+    exported = export_model(config, run.path, winner, run.best, verifier, score_test=True, decision=decision)
     publish_model(run, run.best.name)
     return exported
 
@@ -206,17 +217,21 @@ def _run(
     try:
         study = SweepStudy.of_run(run, config)
         study.enqueue_start_with()
-        done = [record for record in study.records() if record.state != "running"]
+        records = study.records()
+        done = [record for record in records if record.role == "search" and record.state != "running"]
         progress.started(config.search.trials, done)
         to_run = config.search.trials - len(done)
+        last_runs = len(plan(config, records)) + sum(r.role == "final" and r.state == "running" for r in records)
         with Verifier() as verifier:
-            if to_run > 0:
+            if to_run > 0 or last_runs:
                 with TrialEvents(run.path, config) as events:
                     last = _LastTrial(config.search.trials - 1, verifier)
                     watchers: tuple[Watcher, ...] = (events, progress, last, *others)
+                    to_run = max(to_run, last_runs)
                     search(OpenSweep(config, run, study, watchers, to_run, progress.note), address, splits)
             progress.stop()
             best = _export_winner(config, run, study, progress, verifier)
+            _report(config, run, study, progress)
             return Finished(run, config, study.records(), best)
     except RayftError as error:
         logger.error("%s", error)
@@ -228,6 +243,21 @@ def _run(
         progress.stop()
         logging.getLogger("rayft").removeHandler(handler)
         handler.close()
+
+
+def _report(config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress) -> None:
+    """Writes the report. The sweep is done and its model proved, so whatever is wrong here must not make it fail."""
+    try:
+        from rayft.report.html.write import REPORT, write_report
+
+        write_report(run.path, run.path.name, config, study)
+        run.publish(REPORT)
+    except Exception as error:
+        logger.exception("the report failed")
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        progress.note(f"there is no report ({reason}); try again with: rayft report {run.address}")
+    else:
+        progress.note(f"report {run.address}/{REPORT}")
 
 
 def _has_trials(run: RunFolder, config: SweepConfig) -> bool:

@@ -54,6 +54,7 @@ __all__ = [
     "DataConfig",
     "Domain",
     "EarlyStoppingConfig",
+    "FinalConfig",
     "Hyperparameters",
     "MetricName",
     "Mode",
@@ -214,6 +215,19 @@ class EarlyStoppingConfig(StrictModel):
     """One in this many goes on at each rung."""
 
 
+class FinalConfig(StrictModel):
+    """The last stage: the best configurations and the untuned default trained again, and the winner by the mean."""
+
+    top: int = Field(2, ge=1)
+    """How many configurations."""
+    seeds: int = Field(3, ge=2)
+    """How often each, with seeds that the search didn't have."""
+
+
+def _is_final(value: Any) -> bool:
+    return value in ("auto", "off", None, False) or isinstance(value, dict | FinalConfig)
+
+
 def _is_gpu_share(value: Any) -> bool:
     return value == "auto" or (is_number(value) and value >= 0 and (value <= 1 or value == int(value)))
 
@@ -249,6 +263,12 @@ class SweepConfig(StrictModel):
     search: SearchConfig = SearchConfig()
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
     """null lets every trial train to its end."""
+    final: Annotated[
+        FinalConfig | Literal["auto"] | None,
+        BeforeValidator(lambda raw: None if raw in ("off", False) else raw),
+        must_be("auto, off or a mapping of top and seeds", _is_final),
+    ] = "auto"
+    """auto trains again where that takes at most a quarter of the search's own time."""
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field("runs", min_length=1)
     """A folder, or an address such as s3://BUCKET/PREFIX; credentials and endpoint come from the environment."""

@@ -33,6 +33,7 @@ def sweep_file(job: Job) -> dict[str, Any]:
         "training": {"epochs": job.epochs, **job.options.get("training", {})},
         "search_space": _space_of(job.configs) if fixed else job.options.get("space", SPACE),
         "search": {"metric": "accuracy", "seed": job.seed},
+        "final": None,  # no other arm trains its winner again
         "early_stopping": None,
         "cluster": {"concurrent_trials": job.cores},
         "storage": str(Path(job.work) / "runs"),

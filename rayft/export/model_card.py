@@ -54,7 +54,7 @@ was within {tolerance} of what the search had recorded, but for rows that roundi
 ## Results
 
 {results}
-{classes}
+{final}{classes}
 ## Use
 
 ```python
@@ -106,6 +106,7 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
         results=_table(
             ["metric", *splits], [[name, *(f"{best[s][name]:.4f}" for s in splits)] for name in best["validation"]]
         ),
+        final=_final(best),
         classes=_class_tables(best, splits[-1]),
         example=_EXAMPLES[config.task].format(
             text='{"text": "a first text", "text_pair": "a second text"}' if paired else '"some text"'
@@ -134,6 +135,14 @@ def _class_tables(best: Mapping[str, Any], split: str) -> str:
         titles = ["true \\ predicted", *(f"`{name}`" for name in classes)]
         text += f"\nConfusion matrix, on {split}:\n\n{_table(titles, counts)}\n"
     return text
+
+
+def _final(best: Mapping[str, Any]) -> str:
+    """What the last stage found, in words."""
+    if best["final"] is None:
+        text = "It was not trained again with other seeds, so its validation score is that of the luckiest of many."
+        return f"\n{text}\n"
+    return "\n" + "\n".join(f"- {sentence[0].upper()}{sentence[1:]}." for sentence in best["final"]["words"]) + "\n"
 
 
 def _facts(best: Mapping[str, Any]) -> str:

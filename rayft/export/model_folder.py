@@ -21,6 +21,7 @@ from rayft.models.load import load_model, load_preprocessor, quiet
 from rayft.search_space import model_of, resolve
 from rayft.strategies import get_strategy
 from rayft.strategies.base import trained_tensors, with_freeze_depth
+from rayft.sweep.final import Decision
 from rayft.sweep.study import TrialRecord
 from rayft.tasks import get_task
 from rayft.training.checkpoint import read_checkpoint
@@ -29,7 +30,14 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "ray", "optuna")
 
 
 def export_model(
-    config: SweepConfig, run: Path, trial: TrialRecord, to: Path, verifier: Verifier, *, score_test: bool
+    config: SweepConfig,
+    run: Path,
+    trial: TrialRecord,
+    to: Path,
+    verifier: Verifier,
+    *,
+    score_test: bool,
+    decision: Decision | None = None,
 ) -> dict[str, Any]:
     """Exports the best epoch of a trial and proves it before anything appears at `to`.
 
@@ -40,6 +48,7 @@ def export_model(
         to: The model folder to make; an earlier export there is replaced.
         verifier: What proves it.
         score_test: Whether to score the test split, which is for the sweep's winner only.
+        decision: What the last stage found, if the trial is the winner and there was one.
 
     Returns:
         What `rayft.json` holds.
@@ -61,6 +70,7 @@ def export_model(
         score_test = score_test and data.test is not None
         scores = verifier.verify(partial, data, encoded / RAW, trial.metrics, precision, score_test)
         best = _record(config, trial, data, precision, scores)
+        best["final"] = None if decision is None else decision.state_dict(config.metric)
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
         (partial / RECORD).write_text(json.dumps(best, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _move_into_place(partial, to)

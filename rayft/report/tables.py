@@ -57,6 +57,8 @@ def trials_table(records: Sequence[TrialRecord], metric: MetricName, mode: Mode)
     table.add_column("parameters", overflow="fold")
     for record in ranked(records, mode):
         about = Text(format_params(record.params))
+        if record.role == "final":
+            about = Text.assemble((repetition(record), "dim"), " ", about)
         if record.reason is not None:
             about.append(f"\n{record.reason}", style="red" if record.state == "failed" else "dim")
         table.add_row(
@@ -85,22 +87,39 @@ def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
     for split in ("validation", "test"):
         if best[split] is not None:
             table.add_row(split, ", ".join(f"{name} {format_metric(value)}" for name, value in best[split].items()))
+    for sentence in (best["final"] or {}).get("words", ()):
+        table.add_row("last stage", sentence)
     table.add_row("model", Text(str(folder)))
     return table
 
 
 def trials_json(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """What `rayft trials --json` prints: one object per trial, by number."""
-    names = ("number", "state", "params", "value", "best_epoch", "epochs", "seconds", "reason")
+    names = "number state params value best_epoch epochs seconds reason role final_of seed".split()
     ordered = sorted(records, key=lambda record: record.number)
     return [{name: getattr(record, name) for name in names} for record in ordered]
 
 
 def ranked(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
-    """The trials from best to worst; those that failed or have no value yet come last, by number."""
+    """The trials from best to worst, the search's before those of the last stage.
+
+    Those that failed or have no value yet come last among each, by number.
+    """
+    searched = [record for record in records if record.role == "search"]
+    again = [record for record in records if record.role == "final"]
+    return [one for part in (searched, again) for one in _best_first(part, mode)]
+
+
+def _best_first(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
     best = leaders(list(records), mode, len(records))
     placed = {record.number for record in best}
     return best + sorted((r for r in records if r.number not in placed), key=lambda record: record.number)
+
+
+def repetition(record: TrialRecord) -> str:
+    """What a run of the last stage trains again."""
+    what = "the default" if record.final_of is None else f"trial {record.final_of}"
+    return f"{what} again, seed +{record.seed}:"
 
 
 def format_params(params: Mapping[str, Value]) -> str:

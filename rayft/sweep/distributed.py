@@ -12,12 +12,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayft.errors import SweepFailedError
 from rayft.sweep.cluster import Placement
 from rayft.sweep.exchange import Exchange
+from rayft.sweep.final import cost, plan
 from rayft.sweep.groups import STOP_SECONDS, WorkerGroups
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.recorder import Recorder
 from rayft.sweep.scheduler import make_scheduler
 from rayft.sweep.searcher import DriverOnly, StudySearcher
+from rayft.sweep.study import Role
 from rayft.sweep.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,9 @@ def run_trials(
     try:
         meanwhile()
         patience = STOP_SECONDS
-        recorder = _tune(sweep, placement.groups, exchange, scratch, is_over)
+        recorder = _tune(sweep, placement.groups, exchange, scratch, is_over, "search")
+        if recorder.stopped_by is None and not is_over() and open_finals(sweep):
+            recorder = _tune(sweep, placement.groups, exchange, scratch, is_over, "final")
     finally:
         if not groups.stop(patience) and patience:
             logger.warning("worker groups were ended in the middle of an epoch")
@@ -80,10 +84,29 @@ def run_trials(
         raise SweepFailedError(f"{recorder.stopped_by}; go on with: rayft resume {sweep.run.address}")
 
 
-def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool]) -> Recorder:
+def open_finals(sweep: OpenSweep) -> bool:
+    """Opens the trials of the last stage; returns whether there are any to train."""
+    config, records = sweep.config, sweep.study.records()
+    runs = plan(config, records)
+    for run in runs:
+        sweep.study.open_final(run.of, run.params, run.seed)
+    if runs:
+        names = sorted({"the untuned default" if run.of is None else f"trial {run.of}" for run in runs}, reverse=True)
+        sweep.note(f"the last stage: {len(runs)} runs of {', '.join(names)} with other seeds")
+    elif config.final == "auto" and not any(record.role == "final" for record in records):
+        share = cost(config, records)
+        sweep.note(f"no last stage: it would take {share:.0%} of the search's time; `final: {{}}` has it run anyway")
+    return bool(runs) or any(record.role == "final" and record.state == "running" for record in records)
+
+
+def _tune(
+    sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool], role: Role
+) -> Recorder:
     config = sweep.config
+    if role == "final":  # where each run goes to its end
+        config = config.model_copy(update={"early_stopping": None})
     scheduler = make_scheduler(config)
-    searcher = StudySearcher(sweep.study, scheduler, config, groups)
+    searcher = StudySearcher(sweep.study, scheduler, config, groups, role)
     recorder = Recorder(sweep, searcher)
     stopper = _Stopper(lambda: is_over() or recorder.stopped_by is not None, exchange)
     trainable = tune.with_parameters(Trial, exchange=exchange, metric=config.metric, epochs=config.training.epochs)
@@ -99,7 +122,7 @@ def _tune(sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, i
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=f"tune-{role}",
             storage_path=str(scratch),
             verbose=0,
             stop=stopper,
@@ -120,7 +143,7 @@ def _start_exchange(sweep: OpenSweep, placement: Placement) -> ActorHandle:
     best = {
         record.number: (record.best_epoch, record.value)
         for record in sweep.study.records()
-        if record.best_epoch is not None and record.state != "failed"
+        if record.best_epoch is not None and record.state != "failed" and record.role == "search"
     }
     # On the driver's node: without the driver it has no use, and without it the driver has none.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 from filelock import FileLock
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayft.cache_folder import cache_folder
@@ -73,6 +74,20 @@ class LoadedModels:
             self._loaded[model] = self._load(model)
         return self._loaded[model]
 
+    def head(self, model: str, seed: int) -> dict[str, Tensor]:
+        """A model's new head as another seed draws it, by parameter name; empty where heads aren't drawn anew."""
+        loaded = self.get(model)
+        task = get_task(loaded.data.task)
+        if not task.has_new_head:
+            return {}
+        other = self._read(model, loaded.data, self._spec.seed + seed)
+        return {name: other.get_parameter(name).detach() for name in loaded.layers.head}
+
+    def _read(self, model: str, data: EncodedData, seed: int) -> PreTrainedModel:
+        padding = data.pad_token_id if data.train.has_tokens else None
+        read = load_model(model_here(model), get_task(data.task), data.label_names, padding, seed)
+        return read.to(self._workers.device)
+
     def _has_room(self) -> bool:
         device = self._workers.device
         if device.type == "cuda":
@@ -86,9 +101,7 @@ class LoadedModels:
         spec, workers = self._spec, self._workers
         data = EncodedData.open(self._run.path / spec.encoded[model])
         task = get_task(data.task)
-        padding = data.pad_token_id if data.train.has_tokens else None
-        base = load_model(model_here(model), task, data.label_names, padding, spec.seed)
-        base = base.to(workers.device)
+        base = self._read(model, data, spec.seed)
         task.check_model(base)
         layers = map_layers(base)
         autocast = choose_autocast(spec.precision, workers)

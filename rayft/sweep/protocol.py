@@ -40,11 +40,21 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to train."""
+    """A trial to train.
+
+    Attributes:
+        trial: Its number.
+        model: What it fine-tunes.
+        hyperparameters: What it trains with.
+        seed: Added to the sweep's seed.
+        keeps: Whether its best epoch's checkpoint is kept, whoever leads.
+    """
 
     trial: int
     model: str
     hyperparameters: Hyperparameters
+    seed: int = 0
+    keeps: bool = False
 
 
 @dataclass(frozen=True)

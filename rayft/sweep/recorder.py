@@ -34,7 +34,7 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
         self._study = sweep.study
         self._watchers = sweep.watchers
         self._searcher = searcher
-        self._leaders = leaders(self._ended_trials(), self._mode, LEADERS)
+        self._leaders = self._kept(self._ended_trials())
         self.stopped_by: str | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -104,7 +104,7 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
         # A running trial may lead and still fail: those that have ended are ranked among themselves. Only the trials
         # that this end touches are looked at, so that it takes no longer the more trials there are.
         before = self._leaders
-        self._leaders = leaders([*before, record], self._mode, LEADERS)
+        self._leaders = self._kept([*before, record])
         self._clear([*before, record])
         self._searcher.release(slot)  # last: what fails before it must not give the slot to a second trial
 
@@ -115,8 +115,17 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
         the checkpoints that were written late.
         """
         ended = self._ended_trials()
-        self._leaders = leaders(ended, self._mode, LEADERS)
+        self._leaders = self._kept(ended)
         self._clear(ended)
+
+    def _kept(self, ended: list[TrialRecord]) -> list[TrialRecord]:
+        """The trials that keep a checkpoint: the leaders of the search, and each configuration's best last run."""
+        finals: dict[int | None, list[TrialRecord]] = {}
+        for record in ended:
+            if record.role == "final":
+                finals.setdefault(record.final_of, []).append(record)
+        best = [one for own in finals.values() for one in leaders(own, self._mode, 1)]
+        return leaders((record for record in ended if record.role == "search"), self._mode, LEADERS) + best
 
     def _clear(self, ended: list[TrialRecord]) -> None:
         kept = {checkpoint_path(record.number, record.best_epoch or 0) for record in self._leaders}

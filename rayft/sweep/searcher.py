@@ -10,7 +10,7 @@ from rayft.config import SweepConfig
 from rayft.search_space import model_of, resolve
 from rayft.sweep.protocol import Assignment
 from rayft.sweep.scheduler import replay
-from rayft.sweep.study import SweepStudy
+from rayft.sweep.study import Role, SweepStudy
 
 LATER = None
 """What a searcher answers while it has no trial to give."""
@@ -31,18 +31,22 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
         scheduler: Shown what is on record, so that its decisions go on where they were.
         config: The sweep.
         slots: Worker groups; no more trials than these run at a time.
+        role: Which trials it hands out: the search's, or those of the last stage, all of which are open already.
     """
 
-    def __init__(self, study: SweepStudy, scheduler: TrialScheduler, config: SweepConfig, slots: int) -> None:
+    def __init__(
+        self, study: SweepStudy, scheduler: TrialScheduler, config: SweepConfig, slots: int, role: Role = "search"
+    ) -> None:
         super().__init__(metric=config.metric, mode=config.mode)
         self._study = study
         self._scheduler = scheduler
         self._config = config
         self._free_slots = list(range(slots))
         self._running: set[int] = set()
-        records = study.records()
+        records = [record for record in study.records() if record.role == role]
         self._unfinished = [record.number for record in records if record.state == "running"]
-        self.remaining = max(0, config.search.trials - len(records)) + len(self._unfinished)
+        new = max(0, config.search.trials - len(records)) if role == "search" else 0
+        self.remaining = new + len(self._unfinished)
         for record in records:
             if record.state != "running":
                 replay(scheduler, config, record)
@@ -89,11 +93,10 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
     def _configure(self, number: int, params: dict[str, Any], reported: int) -> dict[str, Any]:
         slot = self._free_slots.pop(0)
         self._running.add(slot)
-        return {
-            "slot": slot,
-            "assignment": Assignment(number, model_of(self._config, params), resolve(self._config, params)),
-            "reported": reported,
-        }
+        record = self._study.record(number)
+        model, hp = model_of(self._config, params), resolve(self._config, params)
+        assignment = Assignment(number, model, hp, seed=record.seed, keeps=record.role == "final")
+        return {"slot": slot, "assignment": assignment, "reported": reported}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tune's hook; the recorder does the telling, since it also hears what Tune keeps from searchers."""

@@ -22,6 +22,7 @@ from rayft.sweep.samplers import make_sampler
 from rayft.sweep.storage import Direction, SweepStorage
 
 TrialState = Literal["complete", "pruned", "failed", "running"]
+Role = Literal["search", "final"]
 
 STUDY_NAME = "rayft"
 STUDY_FILE = "study.db"
@@ -49,6 +50,9 @@ class TrialRecord:
             deleted again once three other trials are better.
         digest: That checkpoint's, as the worker that wrote it reported.
         reason: Why the trial failed or was stopped.
+        role: Whether it is of the search, or of the last stage.
+        final_of: In the last stage, the trial whose configuration it has; None for the untuned default.
+        seed: In the last stage, what was added to the sweep's seed.
     """
 
     number: int
@@ -63,6 +67,9 @@ class TrialRecord:
     checkpoint: str | None = None
     digest: str | None = None
     reason: str | None = None
+    role: Role = "search"
+    final_of: int | None = None
+    seed: int = 0
 
 
 class SweepStudy:
@@ -130,9 +137,24 @@ class SweepStudy:
         self._open[trial.number] = trial
         return trial.number, params
 
+    def open_final(self, of: int | None, params: Params, seed: int) -> int:
+        """Opens a trial of the last stage; returns its number.
+
+        Its values are no parameters of Optuna's: the sampler must not take a default or a repeat for a proposal.
+        """
+        with _quiet_optuna(), self._storage.transaction():
+            trial_id = self._storage.create_new_trial(self._study._study_id)
+            trial = optuna.Trial(self._study, trial_id)
+            trial.set_user_attr("final", {"of": of, "params": params, "seed": seed})
+        self._open[trial.number] = trial
+        return trial.number
+
     def reopen(self, number: int) -> Params:
         """The searched values of a trial that a killed driver left open, drawing those it had not drawn yet."""
         self._open.pop(number, None)
+        record = self.record(number)
+        if record.role == "final":
+            return record.params
         with _quiet_optuna(), self._storage.transaction():
             self._study.sampler = make_sampler(self._config, number)
             return suggest(self._config, self._trial(number))
@@ -208,10 +230,11 @@ class SweepStudy:
         values = {epoch: entry["metrics"][self._config.metric] for epoch, entry in sorted(epochs.items())}
         best = best_epoch(values, self._mode)
         digest = None if best is None else epochs[best]["checkpoint"]
+        final = attrs.get("final")
         return TrialRecord(
             number=trial.number,
             state=_state_of(trial),
-            params=dict(trial.params),
+            params=dict(trial.params if final is None else final["params"]),
             value=None if best is None else values[best],
             best_epoch=best,
             epochs=len(values),
@@ -221,6 +244,9 @@ class SweepStudy:
             checkpoint=None if digest is None or best is None else checkpoint_path(trial.number, best),
             digest=digest,
             reason=attrs.get("reason"),
+            role="search" if final is None else "final",
+            final_of=None if final is None else final["of"],
+            seed=0 if final is None else final["seed"],
         )
 
 

@@ -97,7 +97,8 @@ def _carry_out(command: Command, group: "TrialWorker", exchange: Any, slot: int)
     result = group.epoch_after(command)
     if is_writer:
         value = result.metrics[group.metric]
-        leads = ray.get(exchange.is_leading.remote(trial, result.epoch, value))
+        keeps = command.assignment.keeps
+        leads = keeps or ray.get(exchange.is_leading.remote(trial, result.epoch, value))
         digest = group.checkpoint_digest(result.epoch) if leads else None
         done = EpochDone(result, digest, group.notes.take())
         ray.get(exchange.report.remote(slot, trial, done))
@@ -241,7 +242,8 @@ class TrialWorker:
             loaded.data,
             assignment.hyperparameters,
             epochs=self._spec.epochs,
-            seed=self._spec.seed,
+            seed=self._spec.seed + assignment.seed,
+            head=self._models.head(assignment.model, assignment.seed) if assignment.seed else None,
             workers=self.workers,
             micro_batch=micro_batch,
             acceleration=loaded.acceleration,

@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import cycle, repeat
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class FineTuning:
         hp: What to train with.
         epochs: The horizon of the learning rate schedule.
         seed: Of the order of rows, of dropout, and of new parameters.
+        head: Other values for parameters of the head, by name; the base model's own if None.
         workers: This process among the trial's.
         micro_batch: At most so many rows per pass and worker; from the batch size if None.
         acceleration: How to compute.
@@ -78,6 +79,7 @@ class FineTuning:
         *,
         epochs: int,
         seed: int,
+        head: Mapping[str, Tensor] | None = None,
         workers: Workers,
         micro_batch: int | None = None,
         acceleration: Acceleration = PLAIN,
@@ -93,7 +95,10 @@ class FineTuning:
 
         seed_generators(seed, epoch=0, rank=0)  # new parameters must be the same on all workers
         self._strategy = strategy = get_strategy(hp.strategy)
-        self._model = strategy.prepare(sharing_copy(base), layers, hp).to(workers.device)
+        own = sharing_copy(base)
+        for name, values in (head or {}).items():
+            own.get_parameter(name).data = values.clone()
+        self._model = strategy.prepare(own, layers, hp).to(workers.device)
         l2_sp = hp.l2_sp if "l2_sp" in STRATEGY_HYPERPARAMETERS[hp.strategy] else 0.0
         # L2-SP has a gradient for every row of the embeddings, so none can be left out.
         compacts = data.train.has_tokens and not l2_sp

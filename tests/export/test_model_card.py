@@ -45,6 +45,7 @@ def best(config: SweepConfig) -> dict[str, Any]:
         },
         "rows": {"train": 800, "validation": 200, "test": 100},
         "max_length": 128,
+        "final": None,
         "versions": {"rayft": "0.1.0", "torch": "2.13.0"},
     }
 

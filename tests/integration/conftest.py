@@ -47,9 +47,10 @@ class Project:
             "search_space": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
             "search": {"trials": 3},
             "cluster": {"concurrent_trials": 1},
+            "final": None,
         }
         for key, value in sections.items():
-            sweep[key] = {**sweep.get(key, {}), **value} if isinstance(value, dict) else value
+            sweep[key] = {**(sweep.get(key) or {}), **value} if isinstance(value, dict) else value
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(sweep))
         return path

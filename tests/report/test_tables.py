@@ -97,18 +97,24 @@ def test_json_holds_the_contract_of_the_command() -> None:
         "epochs": 4,
         "seconds": 72.4,
         "reason": None,
+        "role": "search",
+        "final_of": None,
+        "seed": 0,
     }
     assert rows[3]["value"] is None
 
 
 def test_winner_names_trial_scores_and_folder() -> None:
     best = {"trial": 7, "epoch": 2, "params": {"strategy": "full"}, "validation": {"accuracy": 0.9}, "test": None}
+    best["final"] = None
     shown = lines(winner_table(best, Path("runs/x/best")))
     assert [line.split(maxsplit=1)[0] for line in shown] == ["best", "parameters", "validation", "model"]
     assert shown[0].endswith("7, epoch 2")
     assert shown[2].endswith("accuracy 0.9000")
     shown = lines(winner_table({**best, "test": {"accuracy": 0.8}}, Path("runs/x/best")))
     assert shown[3].split() == ["test", "accuracy", "0.8000"]
+    shown = lines(winner_table({**best, "final": {"words": ["it is lucky"]}}, Path("runs/x/best")))
+    assert shown[3] == "last stage  it is lucky"
 
 
 def test_values_read_as_in_the_yaml() -> None:
@@ -122,3 +128,21 @@ def test_values_read_as_in_the_yaml() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_runs_of_the_last_stage_come_after_the_search_and_say_what_they_repeat() -> None:
+    params = {"learning_rate": 1e-4}
+    records = [
+        TrialRecord(number=0, state="complete", params=params, value=0.8),
+        TrialRecord(number=1, state="complete", params=params, value=0.9, role="final", final_of=0, seed=1),
+        TrialRecord(number=2, state="complete", params={}, value=0.95, role="final", seed=2),
+    ]
+    assert [record.number for record in ranked(records, "max")] == [0, 2, 1]
+    shown = "\n".join(lines(trials_table(records, "accuracy", "max")))
+    assert "trial 0 again, seed +1: learning_rate=0.0001" in shown
+    assert "the default again, seed +2:" in shown
+    assert [(one["role"], one["final_of"], one["seed"]) for one in trials_json(records)] == [
+        ("search", None, 0),
+        ("final", 0, 1),
+        ("final", None, 2),
+    ]
