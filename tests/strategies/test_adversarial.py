@@ -8,8 +8,9 @@ import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import softplus
 
-from rayft.strategies.adversarial import Adversary, FeatureTap
-from tests.conftest import FAMILIES, tiny_model
+from rayft.config import Hyperparameters
+from rayft.strategies.adversarial import AdversarialStrategy, Adversary, FeatureTap
+from tests.conftest import FAMILIES, IMAGE_FAMILIES, IMAGE_SIZE, tiny_model
 from tests.strategies.setups import batch, prepare
 
 CPU = torch.device("cpu")
@@ -193,3 +194,21 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
         for name, value in alone.items():
             assert torch.equal(first[name], second[name]), (case, name)
             torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_features_of_an_image_are_the_mean_over_its_places(family: str) -> None:
+    model = tiny_model(family, task="image-classification").eval()
+    pixels = torch.randn((2, 3, IMAGE_SIZE, IMAGE_SIZE), generator=torch.Generator().manual_seed(0))
+    with FeatureTap(model) as tap, torch.no_grad():
+        model(pixel_values=pixels)
+        hidden = model.base_model(pixels)[0]
+    assert hidden.ndim == (3 if family == "vit" else 4)
+    expected = hidden.mean(dim=1) if family == "vit" else hidden.flatten(2).mean(dim=2)
+    torch.testing.assert_close(tap.features, expected)
+
+    hp = Hyperparameters(strategy="adversarial")
+    tells = AdversarialStrategy().adversary(model, 3, hp, CPU, seed=0)
+    assert tells.discriminator.hidden.in_features == expected.shape[1] + 3
+    assert not any(module.training for module in model.modules())
+    assert torch.isfinite(tells.fooling_loss(tap.features, torch.zeros(2, 3)))
