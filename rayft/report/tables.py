@@ -95,7 +95,19 @@ def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
 
 def trials_json(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """What `rayft trials --json` prints: one object per trial, by number."""
-    names = "number state params value best_epoch epochs seconds reason role final_of seed".split()
+    names = [
+        "number",
+        "state",
+        "params",
+        "value",
+        "best_epoch",
+        "epochs",
+        "seconds",
+        "reason",
+        "role",
+        "final_of",
+        "seed",
+    ]
     ordered = sorted(records, key=lambda record: record.number)
     return [{name: getattr(record, name) for name in names} for record in ordered]
 

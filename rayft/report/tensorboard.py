@@ -20,10 +20,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rayft.config import Categorical, Domain, SweepConfig, Value
+from rayft.config import SweepConfig, Value
 from rayft.data.encode import MANIFEST
 from rayft.report.confusion import confusion_png
-from rayft.report.tables import format_value
+from rayft.report.tensorboard_about import LOSSES, about, hparam_value
 from rayft.training.results import EpochResult
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ class _Session:
 class TrialEvents:
     """Writes `trials/<number>/events.out.tfevents.*` of one run.
 
-    Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>`,
-    `train/samples_per_second` and `train/padding`, the fraction of tokens that is padding, and where there are classes
-    `f1/<class>`; at a trial's end `best/<metric>`, the metrics of its best epoch, which are also the HParams tab's, and
-    the confusion matrix of that epoch as a picture.
+    Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>`, `loss/train` and
+    `loss/validation`, which share a chart, `train/samples_per_second`, `train/padding`, the fraction of tokens that is
+    padding, and where there are classes `f1/<class>`; at a trial's end `best/<metric>`, the metrics of its best epoch,
+    which are also the HParams tab's, and the confusion matrix of that epoch as a picture.
     """
 
     def __init__(self, run: Path, config: SweepConfig) -> None:
-        """Describes the search space to the HParams tab, once in a run's life.
+        """Describes the sweep to TensorBoard, once in a run's life.
 
         Args:
             run: The run folder.
@@ -89,7 +89,7 @@ class TrialEvents:
         self._sessions: dict[int, _Session] = {}
         if not any(self._trials.glob("events.out.tfevents.*")):
             file = _EventFile(self._trials)
-            file.write(Event(wall_time=time.time(), step=0, summary=_experiment(config)))
+            file.write(Event(wall_time=time.time(), step=0, summary=about(config)))
             file.close()
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class TrialEvents:
         if number in self._sessions:
             return
         session = self._sessions[number] = _Session(_EventFile(self._trials / str(number)))
-        values = {name: _session_value(self._space[name], value) for name, value in params.items()}
+        values = {name: hparam_value(self._space[name], value) for name, value in params.items()}
         summary = summary_v2.hparams_pb(values, trial_id=str(number))
         session.file.write(Event(wall_time=time.time(), step=0, summary=summary))
 
@@ -121,6 +121,7 @@ class TrialEvents:
             wall_time = now - result.seconds * (1 - index / len(result.curve))
             events.append(_scalars(step, {"train/loss": loss, "train/learning_rate": rate}, wall_time))
         values = {f"validation/{name}": value for name, value in result.metrics.items()}
+        values |= dict(zip(LOSSES, (result.train_loss, result.metrics["loss"]), strict=True))
         values |= {"train/samples_per_second": result.samples_per_second, "train/padding": result.padding}
         if result.confusion is not None:
             values |= {f"f1/{name}": f1 for name, f1 in zip(self._classes, _class_f1(result.confusion), strict=True)}
@@ -175,33 +176,3 @@ def _session_end(failed: bool) -> Summary:
     about = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
     end = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
     return Summary(value=[end])
-
-
-def _experiment(config: SweepConfig) -> Summary:
-    """The search space and the metrics, the searched one first."""
-    hparams = [summary_v2.HParam(name, _domain(domain)) for name, domain in config.space.items()]
-    names = sorted(config.rules.metrics, key=lambda name: name != config.metric)
-    metrics = [
-        summary_v2.Metric(f"best/{name}", display_name=name, dataset_type=summary_v2.Metric.VALIDATION)
-        for name in names
-    ]
-    return summary_v2.hparams_config_pb(hparams, metrics)
-
-
-def _domain(domain: Domain) -> summary_v2.Domain:
-    if isinstance(domain, Categorical):
-        return summary_v2.Discrete([_session_value(domain, choice) for choice in domain.choices])
-    if domain.is_int:
-        return summary_v2.IntInterval(domain.low, domain.high)
-    return summary_v2.RealInterval(float(domain.low), float(domain.high))
-
-
-def _session_value(domain: Domain, value: Value) -> str | int | float | bool:
-    """The value as the HParams tab can hold it: a domain has one type there, so choices of several become text."""
-    if isinstance(domain, Categorical):
-        if all(isinstance(choice, bool) for choice in domain.choices):
-            return bool(value)
-        if any(isinstance(choice, bool) or not isinstance(choice, int | float) for choice in domain.choices):
-            return format_value(value)
-    assert isinstance(value, int | float)
-    return float(value)

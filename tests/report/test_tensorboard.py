@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler as ListSessionGroups
@@ -23,6 +25,7 @@ from rayft.config_tasks import TASK_RULES
 from rayft.report.confusion import CELL, MARGIN
 from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.study import TrialRecord
+from rayft.sweep_file import dump_sweep
 from rayft.training.results import CurvePoint, EpochResult
 
 METRICS = TASK_RULES["text-classification"].metrics
@@ -95,6 +98,25 @@ def test_final_metrics_are_those_of_the_best_epoch(tmp_path: Path, config: Sweep
         events.trial_ended(complete(0))
     assert scalars(tmp_path / "trials/0", "best/macro_f1") == [(2, 0.75)]
     assert scalars(tmp_path / "trials/0", "best/loss") == [(2, 0.25)]
+
+
+def test_losses_of_an_epoch_share_a_chart_and_the_sweep_is_there_to_read(tmp_path: Path, config: SweepConfig) -> None:
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(0, PARAMS)
+        events.epoch(0, epoch_result(1, 0.25))
+    assert scalars(tmp_path / "trials/0", "loss/train") == [(1, 0.5)]
+    assert scalars(tmp_path / "trials/0", "loss/validation") == [(1, 0.25)]
+    told = read(tmp_path / "trials")
+    (content,) = told.Tensors(layout_metadata.CONFIG_SUMMARY_TAG)[0].tensor_proto.string_val
+    (category,) = layout_pb2.Layout.FromString(content).category
+    assert [list(chart.multiline.tag) for chart in category.chart] == [
+        ["loss/train", "loss/validation"],
+        ["validation/macro_f1"],
+        ["f1/.*"],
+    ]
+    (text,) = told.Tensors("sweep.yaml")[0].tensor_proto.string_val
+    assert text.decode() == f"```yaml\n{dump_sweep(config)}\n```"
+    assert told.SummaryMetadata("sweep.yaml").plugin_data.plugin_name == "text"
 
 
 def test_classes_have_an_f1_each_and_the_best_epoch_a_confusion_matrix(tmp_path: Path, config: SweepConfig) -> None:
