@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rayft import __version__, cli_predict, cli_trials
+from rayft import __version__, cli_predict, cli_report, cli_trials
 from rayft.cli_jobs import add_commands
 from rayft.cli_options import (
     AsJson,
@@ -152,6 +152,7 @@ def check(file: SweepPath, overrides: Overrides = None, as_json: AsJson = False)
 
 cli_trials.add_commands(app)
 cli_predict.add_command(app)
+cli_report.add_command(app)
 add_commands(app)
 
 
