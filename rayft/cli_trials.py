@@ -106,7 +106,9 @@ def reproduce(
     folder = RunFolder.find(run)  # which what is fetched to train goes to, as for an export
     record = find_winner(config, folder, study) if trial is None else _trial(run, study.records(), trial)
     with located(folder.path / "sweep.yaml"), result_alone(as_json):
-        typer.echo(f"trial {record.number}: {format_params(record.params)}")
+        typer.echo(
+            f"trial {record.number}: {format_params(record.params)}" if record.params else f"trial {record.number}"
+        )
         for note in reservations(config, seen):
             typer.echo(note)
         try:

@@ -11,6 +11,7 @@ import torch
 from rayft.config import MetricName, Precision, SweepConfig
 from rayft.errors import CheckpointError, Fault, RayftError, RunError
 from rayft.export.verify import TOLERANCE
+from rayft.models.load import quiet
 from rayft.search_space import model_of, resolve
 from rayft.sweep.group_spec import group_spec
 from rayft.sweep.loaded_model import LoadedModels
@@ -112,14 +113,18 @@ def reproduce_trial(
     spec = group_spec(config, run.address, config.cluster.cpus_per_worker)
     spec = replace(spec, precision=recorded_precision(config, run, record))
     torch.set_num_threads(spec.threads)
-    loaded = LoadedModels(spec, workers).get(model)
+    models = LoadedModels(spec, workers)
+    with quiet():
+        loaded = models.get(model)
+        head = models.head(model, record.seed) if record.seed else None
     tuning = FineTuning(
         loaded.base,
         loaded.layers,
         loaded.data,
         resolve(config, record.params),
         epochs=spec.epochs,
-        seed=spec.seed,
+        seed=spec.seed + record.seed,
+        head=head,
         workers=workers,
         acceleration=loaded.acceleration,
     )

@@ -25,7 +25,7 @@ class CurvePoint:
     Attributes:
         epoch: From 1.
         value: The trial's.
-        median: Of all trials that trained so long, this one among them.
+        median: Of all trials of the search that trained so long, this one among them if it is one.
         trials: How many these are.
     """
 
@@ -43,8 +43,9 @@ def curve_of(record: TrialRecord, records: Sequence[TrialRecord]) -> tuple[Curve
         records: All of the sweep's.
     """
     points = []
+    searched = [other for other in records if other.role == "search"]
     for epoch, value in sorted(record.values.items()):
-        others = [other.values[epoch] for other in records if epoch in other.values]
+        others = [other.values[epoch] for other in searched if epoch in other.values] or [value]
         points.append(CurvePoint(epoch, value, median(others), len(others)))
     return tuple(points)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rayft.config import MetricName, SweepConfig, Value
 from rayft.report.curve import Chart, CurvePoint, curve_of
-from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_value, ranked
+from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_value, ranked, repetition
 from rayft.search_space import model_of, resolve, values_read
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.study import TrialRecord, TrialState
@@ -35,8 +35,9 @@ class TrialView:
         number: Its number.
         state: How it stands.
         reason: Why it failed or was stopped.
-        place: Its place among all trials, from 1; None if it can't win.
-        trials: How many trials the run has.
+        again: In the last stage, what it repeats, and with which seed; else None.
+        place: Its place among the search's trials, from 1; None if it can't win.
+        trials: How many trials the search has.
         model: What it fine-tunes.
         hyperparameters: Those that its strategy and task read, in the order of the configuration.
         metric: The search metric.
@@ -53,6 +54,7 @@ class TrialView:
     number: int
     state: TrialState
     reason: str | None
+    again: str | None
     place: int | None
     trials: int
     model: str
@@ -78,15 +80,17 @@ def view_trial(config: SweepConfig, run: RunFolder, records: Sequence[TrialRecor
         record: The trial.
     """
     read = values_read(config, resolve(config, record.params))
-    can_win = record.value is not None and record.state != "failed"
-    order = [other.number for other in ranked(records, config.mode)]
+    searched = [other for other in records if other.role == "search"]
+    can_win = record in searched and record.value is not None and record.state != "failed"
+    order = [other.number for other in ranked(searched, config.mode)]
     kept = record.checkpoint if record.checkpoint in run.checkpoints(record.number) else None
     return TrialView(
         number=record.number,
         state=record.state,
         reason=record.reason,
+        again=repetition(record).rstrip(":") if record.role == "final" else None,
         place=order.index(record.number) + 1 if can_win else None,
-        trials=len(records),
+        trials=len(searched),
         model=model_of(config, record.params),
         hyperparameters={name: Given(value, name in record.params) for name, value in read.items()},
         metric=config.metric,
@@ -107,6 +111,8 @@ def print_trial(view: TrialView, console: Console) -> None:
     about.add_column(style="bold", no_wrap=True)
     about.add_column(overflow="fold")
     about.add_row("trial", f"{view.number}" + (f", place {view.place} of {view.trials}" if view.place else ""))
+    if view.again is not None:
+        about.add_row("last stage", Text(view.again))
     about.add_row("state", Text(view.state, style=STATE_STYLES[view.state]))
     reason = view.reason or ("early stopping: others were better by then" if view.state == "pruned" else None)
     if reason is not None:
