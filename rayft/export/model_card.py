@@ -54,6 +54,8 @@ was within {tolerance} of what the search had recorded, but for rows that roundi
 ## Results
 
 {results}
+
+{interval}
 {final}{classes}
 ## Use
 
@@ -106,6 +108,7 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
         results=_table(
             ["metric", *splits], [[name, *(f"{best[s][name]:.4f}" for s in splits)] for name in best["validation"]]
         ),
+        interval=_interval(best),
         final=_final(best),
         classes=_class_tables(best, splits[-1]),
         example=_EXAMPLES[config.task].format(
@@ -135,6 +138,12 @@ def _class_tables(best: Mapping[str, Any], split: str) -> str:
         titles = ["true \\ predicted", *(f"`{name}`" for name in classes)]
         text += f"\nConfusion matrix, on {split}:\n\n{_table(titles, counts)}\n"
     return text
+
+
+def _interval(best: Mapping[str, Any]) -> str:
+    low, high = best["interval"]["95%"]
+    about = f"{best['metric']} on {best['interval']['split']}"
+    return f"95 % interval of {about}: {low:.4f} to {high:.4f} (bootstrap over rows)."
 
 
 def _final(best: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ def export_model(
         verifier.start()
         precision = write_model(config, run, trial, data, partial)
         score_test = score_test and data.test is not None
-        scores = verifier.verify(partial, data, encoded / RAW, trial.metrics, precision, score_test)
+        scores = verifier.verify(partial, data, encoded / RAW, trial.metrics, precision, score_test, config.metric)
         best = _record(config, trial, data, precision, scores)
         best["final"] = None if decision is None else decision.state_dict(config.metric)
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
@@ -154,6 +154,7 @@ def _record(
         },
         "labels": list(data.label_names),
         "columns": config.data.columns.model_dump(),
+        "interval": {"split": "test" if "test" in scores.metrics else "validation", "95%": scores.interval},
         "classes": scores.classes,
         "rows": {split.name: len(split) for split in splits if split is not None},
         "max_length": config.data.max_length if data.train.has_tokens else None,

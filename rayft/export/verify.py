@@ -29,11 +29,13 @@ class Scores:
     Attributes:
         device: `cpu` or `cuda`.
         metrics: All metrics by split.
+        interval: The 95 % bootstrap interval of the metric that was asked for, on the last split.
         classes: Each class's rows, precision, recall and F1, by split and class; empty where there are none.
     """
 
     device: str
     metrics: dict[str, dict[str, float]]
+    interval: list[float]
     classes: dict[str, dict[str, dict[str, Any]]]
 
 
@@ -73,6 +75,7 @@ class Verifier:
         recorded: Mapping[str, float],
         precision: str,
         score_test: bool,
+        metric: str = "loss",
     ) -> Scores:
         """Scores a model folder and holds validation against the record.
 
@@ -83,6 +86,7 @@ class Verifier:
             recorded: The validation metrics that the search recorded for these weights.
             precision: `fp32` or `bf16`, which they were measured in.
             score_test: Whether to score the test split as well, in the same process.
+            metric: What to give the interval of, on test if that is scored and else on validation.
 
         Raises:
             VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the
@@ -93,7 +97,7 @@ class Verifier:
         splits = ("validation", "test") if score_test else ("validation",)
         arguments = [data.task, str(folder.resolve()), str(raw.resolve()), *splits]
         arguments += [f"--rounding={TOLERANCE[precision]}", *(["--bf16"] if precision == "bf16" else [])]
-        arguments += [f"--facts={json.dumps(data.facts)}"]
+        arguments += [f"--facts={json.dumps(data.facts)}", f"--metric={metric}"]
         process = self._process
         output, errors = process.communicate(json.dumps(arguments) + "\n")
         self._process = None
@@ -102,7 +106,7 @@ class Verifier:
             raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
         result = json.loads(output.splitlines()[-1])
         compare(result["metrics"]["validation"], recorded, TOLERANCE[precision], result["slack"]["validation"])
-        return Scores(device=result["device"], metrics=result["metrics"], classes=result["classes"])
+        return Scores(result["device"], result["metrics"], result["interval"], result["classes"])
 
 
 def compare(

@@ -146,7 +146,8 @@ def load_skeleton(name: str, task: Task, label_names: Sequence[str]) -> PreTrain
     task.configure(config, label_names, None)
 
     def build() -> PreTrainedModel:
-        return getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
+        model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=False)
+        return model.eval()  # so that what checks it sees no dropout
 
     with torch.device("meta"):
         skeleton = _reading(name, "model", build)

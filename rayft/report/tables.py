@@ -87,6 +87,9 @@ def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
     for split in ("validation", "test"):
         if best[split] is not None:
             table.add_row(split, ", ".join(f"{name} {format_metric(value)}" for name, value in best[split].items()))
+    low, high = best["interval"]["95%"]
+    about = f"{best['metric']} {format_metric(low)} to {format_metric(high)} on {best['interval']['split']}"
+    table.add_row("95 % interval", f"{about} (bootstrap over rows)")
     for sentence in (best["final"] or {}).get("words", ()):
         table.add_row("last stage", sentence)
     table.add_row("model", Text(str(folder)))

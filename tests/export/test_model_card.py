@@ -46,6 +46,7 @@ def best(config: SweepConfig) -> dict[str, Any]:
         "rows": {"train": 800, "validation": 200, "test": 100},
         "max_length": 128,
         "final": None,
+        "interval": {"split": "test", "95%": [0.85, 0.89]},
         "versions": {"rayft": "0.1.0", "torch": "2.13.0"},
     }
 
@@ -110,4 +111,4 @@ def test_a_hub_dataset_is_linked(best: dict[str, Any]) -> None:
 
 def test_a_local_base_model_is_no_hub_id(best: dict[str, Any], tmp_path: Any) -> None:
     config = SweepConfig.model_validate({**CONFIG, "model": str(tmp_path)})
-    assert ModelCard(model_card(config, best)).data.base_model is None
+    assert ModelCard(model_card(config, {**best, "model": str(tmp_path)})).data.base_model is None

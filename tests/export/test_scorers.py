@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -12,7 +13,7 @@ from rayft.config_tasks import TASK_RULES
 from rayft.data.encode import EncodedData, encode_splits
 from rayft.data.splits import Splits
 from rayft.export.model_folder import write_model
-from rayft.export.scorers.score import KINDS, _scorer, load
+from rayft.export.scorers.score import KINDS, _scorer, bootstrap, load
 from rayft.export.verify import TOLERANCE
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_preprocessor
@@ -97,10 +98,10 @@ def scored(
     pipe = load(data.task, model, torch.device("cpu"))
     table = pa.ipc.open_file(str(folder / "encoded/raw/validation.arrow")).read_all()
     with torch.inference_mode():
-        found: tuple[dict[str, float], dict[str, float], dict[str, Any]] = _scorer(KINDS[data.task][2]).score(
-            pipe, table, rounding, data.facts
-        )
-    return found
+        metrics, slack, classes, measure, rows = _scorer(KINDS[data.task][2]).score(pipe, table, rounding, data.facts)
+    every = {name: measure(name, np.arange(rows)) for name in metrics}
+    assert every == pytest.approx(metrics, abs=1e-6), "one metric at a time measures the same"
+    return metrics, slack, classes
 
 
 def assert_same(metrics: dict[str, float], measured: dict[str, float]) -> None:
@@ -108,6 +109,14 @@ def assert_same(metrics: dict[str, float], measured: dict[str, float]) -> None:
     for name, value in measured.items():
         # After one epoch numbers are predicted nearly alike, so that rounding may change their order.
         assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-2 if name in ("pearson", "spearman") else 1e-5)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    right = np.random.default_rng(1).random(400) < 0.8
+    low, high = bootstrap(lambda rows: float(right[rows].mean()), 400)
+    half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 400)
+    assert (low, high) == (pytest.approx(right.mean() - half, abs=5e-3), pytest.approx(right.mean() + half, abs=5e-3))
+    assert bootstrap(lambda rows: 1.0, 5) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(("task", "family", "strategy"), CASES)

@@ -106,15 +106,16 @@ def test_json_holds_the_contract_of_the_command() -> None:
 
 def test_winner_names_trial_scores_and_folder() -> None:
     best = {"trial": 7, "epoch": 2, "params": {"strategy": "full"}, "validation": {"accuracy": 0.9}, "test": None}
-    best["final"] = None
+    best |= {"final": None, "metric": "accuracy", "interval": {"split": "validation", "95%": [0.85, 0.94]}}
     shown = lines(winner_table(best, Path("runs/x/best")))
-    assert [line.split(maxsplit=1)[0] for line in shown] == ["best", "parameters", "validation", "model"]
+    assert [line.split(maxsplit=1)[0] for line in shown] == ["best", "parameters", "validation", "95", "model"]
     assert shown[0].endswith("7, epoch 2")
     assert shown[2].endswith("accuracy 0.9000")
     shown = lines(winner_table({**best, "test": {"accuracy": 0.8}}, Path("runs/x/best")))
     assert shown[3].split() == ["test", "accuracy", "0.8000"]
     shown = lines(winner_table({**best, "final": {"words": ["it is lucky"]}}, Path("runs/x/best")))
-    assert shown[3] == "last stage  it is lucky"
+    assert shown[3].endswith("accuracy 0.8500 to 0.9400 on validation (bootstrap over rows)")
+    assert shown[4].split(maxsplit=2) == ["last", "stage", "it is lucky"]
 
 
 def test_values_read_as_in_the_yaml() -> None:

@@ -1,6 +1,7 @@
 """Scores models that give one class for each text or image."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,17 @@ ROWS_PER_BATCH = 32
 MAX_UNDECIDED = 100
 """Rows, of a split, whose other outcome is looked at."""
 TOP = 5
+COUNTED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": lambda labels, predicted: float(accuracy_score(labels, predicted)),
+    "macro_f1": lambda labels, predicted: float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
+    "weighted_f1": lambda labels, predicted: float(f1_score(labels, predicted, average="weighted", zero_division=0.0)),
+    "matthews_correlation": lambda labels, predicted: float(matthews_corrcoef(labels, predicted)),
+}
+"""The metrics that only ask which label won."""
 
-Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]]]
+Measure = Callable[[str, np.ndarray], float]
+Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int]
+"""Metrics, their slack, each class's own figures, what measures one metric on some rows, and the number of rows."""
 
 
 def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) -> Scored:
@@ -31,7 +41,16 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
     if images:
         metrics["top5_accuracy"] = top5_accuracy(logits, labels)
         slack["top5_accuracy"] = _top5_slack(logits, rounding)
-    return metrics, slack, class_scores(logits.argmax(axis=1), labels, pipe.model.config.id2label)
+    predicted = logits.argmax(axis=1)
+
+    def measure(name: str, rows: np.ndarray) -> float:
+        if name == "loss":
+            return float(-log_probabilities(logits[rows])[np.arange(len(rows)), labels[rows]].mean())
+        if name == "top5_accuracy":
+            return top5_accuracy(logits[rows], labels[rows])
+        return COUNTED[name](labels[rows], predicted[rows])
+
+    return metrics, slack, class_scores(predicted, labels, pipe.model.config.id2label), measure, len(labels)
 
 
 def all_logits(pipe: Any, table: pa.Table) -> np.ndarray:
@@ -127,12 +146,7 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 def counted_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics that only ask which label won."""
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
-        "weighted_f1": float(f1_score(labels, predicted, average="weighted", zero_division=0.0)),
-        "matthews_correlation": float(matthews_corrcoef(labels, predicted)),
-    }
+    return {name: measure(labels, predicted) for name, measure in COUNTED.items()}
 
 
 def _top5_slack(logits: np.ndarray, rounding: float) -> float:

@@ -1,7 +1,7 @@
 """Scores models that give the next token of a text, or of the answers in a chat."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 
 IGNORED = -100
 
-Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, float]]]
+Measure = Callable[[str, np.ndarray], float]
+Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int]
+"""Metrics, their slack, each class's own figures, what measures one metric on some rows, and the number of rows."""
 
 
 def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) -> Scored:
@@ -20,7 +22,8 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
         SystemExit: The pipeline can't go on with a text.
     """
     model, tokenizer = pipe.model, pipe.tokenizer
-    loss, right, undecided, count = 0.0, 0, 0, 0
+    counts: list[tuple[float, int, int]] = []  # of each piece: its loss, tokens that are right, and all tokens
+    undecided = 0
     pieces = _chat_pieces if facts.get("chat") else _text_pieces
     for ids, targets in pieces(table, tokenizer):
         inputs = torch.tensor([ids], device=model.device)
@@ -28,16 +31,23 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
         wanted = torch.tensor(targets)
         scored = wanted != IGNORED
         logits, wanted = logits[scored], wanted[scored]
-        loss += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-        right += int((logits.argmax(dim=-1) == wanted).sum())
+        loss = float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        counts.append((loss, int((logits.argmax(dim=-1) == wanted).sum()), len(wanted)))
         two = logits.softmax(dim=-1).topk(2, dim=-1).values
         undecided += int((two[:, 0] - two[:, 1] <= rounding).sum())
-        count += len(wanted)
     _check_pipeline(pipe, table)
-    perplexity = float(np.exp(loss / count))
-    metrics = {"loss": loss / count, "perplexity": perplexity, "token_accuracy": right / count}
-    slack = {"loss": 0.0, "perplexity": perplexity * float(np.expm1(rounding)), "token_accuracy": undecided / count}
-    return metrics, slack, {}
+    counted = np.array(counts)
+    metrics = _metrics(counted)
+    undecided_share = undecided / counted[:, 2].sum()
+    slack = {"loss": 0.0, "perplexity": metrics["perplexity"] * float(np.expm1(rounding))}
+    slack["token_accuracy"] = float(undecided_share)
+    return metrics, slack, {}, lambda name, rows: _metrics(counted[rows])[name], len(counted)
+
+
+def _metrics(counted: np.ndarray) -> dict[str, float]:
+    """Over some pieces, from [pieces, (loss, right tokens, tokens)]."""
+    loss, right, tokens = counted.sum(axis=0)
+    return {"loss": loss / tokens, "perplexity": float(np.exp(loss / tokens)), "token_accuracy": right / tokens}
 
 
 def _text_pieces(table: pa.Table, tokenizer: Any) -> Iterator[tuple[list[int], list[int]]]:

@@ -1,5 +1,6 @@
 """Scores models that give a number for each text."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 ROWS_PER_BATCH = 32
 
-Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, float]]]
+Measure = Callable[[str, np.ndarray], float]
+Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int]
+"""Metrics, their slack, each class's own figures, what measures one metric on some rows, and the number of rows."""
 
 
 def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) -> Scored:
@@ -21,18 +24,16 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     found = pipe(rows, top_k=None, function_to_apply="none", batch_size=ROWS_PER_BATCH, truncation=True)
     predicted, true = np.array([scores[0]["score"] for scores in found]), table["label"].to_numpy().astype(np.float64)
-    error, deviation = mean_squared_error(true, predicted), facts["deviation"]
-    metrics = {
-        "loss": error / deviation**2,
-        "mse": error,
-        "mae": mean_absolute_error(true, predicted),
-        "pearson": _unless_constant(pearsonr, predicted, true),
-        "spearman": _unless_constant(spearmanr, predicted, true),
-    }
-    moved = rounding * deviation
+    deviation = facts["deviation"]
+    metrics = {name: measure(predicted, true, deviation) for name, measure in MEASURES.items()}
+    moved, error = rounding * deviation, metrics["mse"]
     slack = {"loss": 2 * rounding * np.sqrt(error) / deviation, "mse": 2 * moved * np.sqrt(error) + moved**2}
     slack |= {"mae": moved, "pearson": rounding, "spearman": _spearman_slack(predicted, true, moved)}
-    return {name: float(metrics[name]) for name in metrics}, {name: float(slack[name]) for name in metrics}, {}
+
+    def measure(name: str, rows: np.ndarray) -> float:
+        return MEASURES[name](predicted[rows], true[rows], deviation)
+
+    return metrics, {name: float(slack[name]) for name in metrics}, {}, measure, len(true)
 
 
 def _unless_constant(measure: Any, one: np.ndarray, other: np.ndarray) -> float:
@@ -46,3 +47,13 @@ def _spearman_slack(predicted: np.ndarray, true: np.ndarray, moved: float) -> fl
         return 0.0
     tied = np.round(predicted / (2 * moved))
     return abs(_unless_constant(spearmanr, tied, true) - _unless_constant(spearmanr, predicted, true)) + 1e-3
+
+
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
+    "loss": lambda predicted, true, deviation: float(mean_squared_error(true, predicted)) / deviation**2,
+    "mse": lambda predicted, true, _: float(mean_squared_error(true, predicted)),
+    "mae": lambda predicted, true, _: float(mean_absolute_error(true, predicted)),
+    "pearson": lambda predicted, true, _: _unless_constant(pearsonr, predicted, true),
+    "spearman": lambda predicted, true, _: _unless_constant(spearmanr, predicted, true),
+}
+"""Each metric of predicted and true numbers, given the standard deviation of train's."""

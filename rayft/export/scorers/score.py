@@ -5,24 +5,28 @@ takes them as a JSON list from its input, once it has imported what it needs. Th
 object with the device; and for each split the metrics, how far rounding may have moved each of them, and each class's
 own figures.
 
-How a task is scored is in the file of its name beside this one, whose `score(pipe, table, rounding, facts)` gives these
-three.
+How a task is scored is in a file beside this one, whose `score(pipe, table, rounding, facts)` gives these three, and a
+function that measures one metric on some of the rows, from which the interval of a metric is drawn.
 """
 
 import argparse
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import sklearn.metrics  # noqa: F401, takes seconds, which may pass before there is a model
 import torch
 import transformers
 import transformers.modeling_layers
+
+RESAMPLES = 500
 
 KINDS = {
     "text-classification": ("text-classification", "AutoModelForSequenceClassification", "classes"),
@@ -51,18 +55,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("splits", nargs="+", metavar="SPLIT", help="validation, test")
     parser.add_argument("--bf16", action="store_true", help="compute under torch.autocast to bfloat16")
     parser.add_argument("--rounding", type=float, default=0.0, help="how far rounding may move a probability")
+    parser.add_argument("--metric", help="what to give the interval of, on the last split")
     parser.add_argument("--facts", type=json.loads, default={}, help="what the task knows of its data, as JSON")
     given = parser.parse_args(arguments or sys.argv[1:] or json.loads(sys.stdin.readline()))
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = load(given.task, given.model, device)
     scorer = _scorer(KINDS[given.task][2])
-    metrics, slack, classes = {}, {}, {}
+    metrics, slack, classes, interval = {}, {}, {}, None
     for split in given.splits:
         table = pa.ipc.open_file(pa.memory_map(str(given.data / f"{split}.arrow"))).read_all()
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
-            metrics[split], slack[split], classes[split] = scorer.score(pipe, table, given.rounding, given.facts)
-    print(json.dumps({"device": device.type, "metrics": metrics, "slack": slack, "classes": classes}))
+            found = scorer.score(pipe, table, given.rounding, given.facts)
+        metrics[split], slack[split], classes[split], measure, rows = found
+        if given.metric and split == given.splits[-1]:
+            interval = bootstrap(partial(measure, given.metric), rows)
+    result = {"device": device.type, "metrics": metrics, "slack": slack, "classes": classes, "interval": interval}
+    print(json.dumps(result))
+
+
+def bootstrap(measure: Callable[[np.ndarray], float], rows: int) -> list[float]:
+    """The 95 % percentile interval of a metric over rows drawn anew, with replacement (Efron 1979).
+
+    Args:
+        measure: The metric of some rows, by their indices.
+        rows: How many there are.
+    """
+    generator = np.random.default_rng(0)
+    values = [measure(generator.integers(rows, size=rows)) for _ in range(RESAMPLES)]
+    return [float(bound) for bound in np.percentile(values, (2.5, 97.5))]
 
 
 def load(task: str, folder: Path, device: torch.device) -> Any:

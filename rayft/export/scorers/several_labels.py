@@ -1,5 +1,6 @@
 """Scores models that give any number of labels for each text."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ ROWS_PER_BATCH = 32
 MAX_UNDECIDED = 100
 """Decisions, of a split, whose other outcome is looked at."""
 
-Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, float]]]
+Measure = Callable[[str, np.ndarray], float]
+Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int]
+"""Metrics, their slack, each class's own figures, what measures one metric on some rows, and the number of rows."""
 
 
 def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) -> Scored:
@@ -44,7 +47,14 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
         names[label]: {"rows": int(rows), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
         for label, precision, recall, f1, rows in zip(sorted(names), *figures, strict=True)
     }
-    return {"loss": float(loss), **as_is}, {"loss": 0.0, **slack}, classes
+
+    def measure(name: str, rows: np.ndarray) -> float:
+        if name == "loss":
+            share = np.where(true[rows], bounded[rows], 1 - bounded[rows])
+            return float(-np.log(share).mean())
+        return counted_metrics(predicted[rows], true[rows])[name]
+
+    return {"loss": float(loss), **as_is}, {"loss": 0.0, **slack}, classes, measure, len(true)
 
 
 def counted_metrics(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -1,18 +1,22 @@
 """Scores models that give a tag for each word."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
 
 ROWS_PER_BATCH = 32
 MAX_UNDECIDED = 30
 """Words, of a split, whose other outcome is looked at."""
 
-Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, float]]]
+Measure = Callable[[str, np.ndarray], float]
+Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int]
+"""Metrics, their slack, each class's own figures, what measures one metric on some rows, and the number of rows."""
 warnings.filterwarnings("ignore", module="seqeval")
 
 
@@ -23,7 +27,7 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
     """
     names = pipe.model.config.id2label
     words, labels = table["tokens"].to_pylist(), table["label"].to_pylist()
-    loss, count = 0.0, 0
+    losses: list[float] = []
     true: list[list[str]] = []
     predicted: list[list[str]] = []
     undecided: list[tuple[float, int, int, str]] = []
@@ -32,8 +36,7 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
         firsts = _first_sub_words(encoded.word_ids(0))
         logits = pipe.model(**encoded.to(pipe.model.device)).logits[0].double().cpu()[list(firsts.values())]
         targets = torch.tensor([own_labels[word] for word in firsts])
-        loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
-        count += len(targets)
+        losses.append(float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")))
         true.append([names[label] for label in targets.tolist()])
         predicted.append([names[label] for label in logits.argmax(dim=-1).tolist()])
         two, ids = logits.softmax(dim=-1).topk(2, dim=-1)
@@ -53,7 +56,29 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
         for name, value in counted_metrics(predicted, true).items():
             slack[name] += abs(value - as_is[name])
         predicted[row][word] = kept
-    return {"loss": loss / count, **as_is}, {"loss": 0.0, **slack}, _kinds(true, predicted)
+    counted = np.array([_counts(*row) for row in zip(true, predicted, losses, strict=True)])
+    metrics = {"loss": _from_counts(counted)["loss"], **as_is}
+    slack = {"loss": 0.0, **slack}
+    return metrics, slack, _kinds(true, predicted), lambda name, rows: _from_counts(counted[rows])[name], len(true)
+
+
+def _counts(true: list[str], predicted: list[str], loss: float) -> tuple[float, ...]:
+    """A row's loss, words, right words, right entities, predicted entities and true ones."""
+    wanted, found = set(get_entities(true)), set(get_entities(predicted))
+    right = sum(one == other for one, other in zip(true, predicted, strict=True))
+    return loss, len(true), right, len(wanted & found), len(found), len(wanted)
+
+
+def _from_counts(counted: np.ndarray) -> dict[str, float]:
+    """The metrics over some rows, from what `_counts` gave for each."""
+    loss, words, right, hits, found, wanted = counted.sum(axis=0)
+    return {
+        "loss": loss / words,
+        "accuracy": right / words,
+        "precision": hits / max(found, 1),
+        "recall": hits / max(wanted, 1),
+        "f1": 2 * hits / max(found + wanted, 1),
+    }
 
 
 def counted_metrics(predicted: list[list[str]], true: list[list[str]]) -> dict[str, float]:
