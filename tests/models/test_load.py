@@ -218,6 +218,10 @@ def test_a_skeleton_has_the_model_s_layers(model_folder: ModelFolder, family: st
     assert map_layers(load_skeleton(str(model_folder(family)), TEXTS, LABELS)) == tiny_layers(family)
 
 
+def test_a_skeleton_has_no_dropout_which_would_look_like_a_fault_of_the_model(model_folder: ModelFolder) -> None:
+    assert not any(module.training for module in skeleton(model_folder("bert")).modules())
+
+
 def test_a_skeleton_takes_no_memory_where_it_can(model_folder: ModelFolder) -> None:
     assert load_skeleton(str(model_folder("bert")), TEXTS, LABELS).device.type == "meta"
 
