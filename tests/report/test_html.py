@@ -109,7 +109,11 @@ def test_the_exported_winner_has_its_test_scores(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", sweep(), [Trial([0.5, 0.6]), Trial([0.7, 0.8])], best)
     winner = parsed(folder).sections["winner"]
     assert "Trial 1 won with accuracy 0.8000" in winner and "accuracy, test" in winner and "0.7900" in winner
+    assert "scored once, for the winner" in winner
     assert "1,200 rows" in parsed(folder).sections["data"]
+
+    (folder / "best/rayft.json").write_text(json.dumps(best | {"interval": {"split": "test", "95%": [0.71, 0.86]}}))
+    assert "95 % interval 0.7100 to 0.8600" in parsed(folder).sections["winner"]
 
     (folder / "best/rayft.json").write_text(json.dumps(best | {"trial": 0}))
     winner = parsed(folder).sections["winner"]
@@ -462,6 +466,16 @@ def test_the_command_writes_it_while_the_sweep_runs_and_after(tmp_path: Path, mo
 
     ended = CliRunner().invoke(cli.app, ["report", "runs/one", "--to", "here.html"])
     assert ended.output.strip() == "here.html" and (tmp_path / "here.html").stat().st_size > 1e6
+
+
+def test_a_run_in_remote_storage_is_fetched_to_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYFT_CACHE", str(tmp_path / "cache"))
+    best = best_of(0, 2, {"accuracy": 0.6, "loss": 0.4})
+    make_run(tmp_path / "far/one", sweep(), [Trial([0.5, 0.6])], best)
+    ended = CliRunner().invoke(cli.app, ["report", f"file://{tmp_path}/far/one"])
+    assert ended.exit_code == 0, ended.output
+    path = Path(ended.output.strip())
+    assert path.is_relative_to(tmp_path / "cache") and "Trial 0 won" in path.read_text()
 
 
 class Notes:

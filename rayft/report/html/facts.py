@@ -9,8 +9,6 @@ from pathlib import Path, PurePath
 from statistics import median
 from typing import Any
 
-from optuna.trial import FrozenTrial
-
 from rayft.config import MODEL, Categorical, SweepConfig, Value
 from rayft.data.encode import MANIFEST
 from rayft.export.record import RECORD
@@ -159,7 +157,7 @@ def collect(run: Path, name: str, config: SweepConfig, study: SweepStudy) -> Fac
     """
     trials = {trial.number: trial for trial in study._storage.trials()}
     everything = study.records()
-    records = [record for record in everything if not _is_repeat(trials[record.number])]
+    records = [record for record in everything if record.role == "search"]
     own = [trials[record.number] for record in everything]
     return Facts(
         config,
@@ -179,13 +177,8 @@ def collect(run: Path, name: str, config: SweepConfig, study: SweepStudy) -> Fac
         best=_read(run / "best" / RECORD),
         environment=_read(run / ENVIRONMENT),
         manifest=_read(run / config.encoded_folder(config.models[0]) / MANIFEST),
-        repeating=sum(_is_repeat(trial) and not trial.state.is_finished() for trial in own),
+        repeating=sum(record.role == "final" and record.state == "running" for record in everything),
     )
-
-
-def _is_repeat(trial: FrozenTrial) -> bool:
-    """Whether a trial is of the last stage: the search didn't propose it, and it is no point in the search's space."""
-    return "final" in trial.user_attrs
 
 
 def _read(path: Path) -> Json | None:

@@ -61,8 +61,8 @@
 
   // A long text would leave the screen: plotly breaks no lines by itself.
   function wrapped(text) {
-    const width = narrow.matches ? 34 : 70;
-    return text.replace(new RegExp(`(.{${width},}?) `, "g"), "$1<br>");
+    const width = narrow.matches ? 38 : 76;
+    return text.replace(new RegExp(`(.{1,${width}}) `, "g"), "$1<br>");
   }
 
   const about = Object.fromEntries(Object.entries(trials).map(([number, text]) => [number, wrapped(text)]));

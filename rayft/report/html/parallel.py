@@ -102,7 +102,9 @@ def _axis(facts: Facts, name: str, spaces: Distributions) -> tuple[Place, Ticks]
         heights = {
             choice: index * step if len(space.choices) > 1 else 0.5 for index, choice in enumerate(space.choices)
         }
-        ticks = [(height, str(choice)) for choice, height in heights.items()]
+        ticks = [
+            (height, choice if isinstance(choice, str) else format_value(choice)) for choice, height in heights.items()
+        ]
         return (lambda value: heights[choice_of(facts, name, value, space)]), ticks[
             :: math.ceil(len(ticks) / _MOST_TICKS)
         ]

@@ -2,8 +2,7 @@
 
 import math
 
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
+from rayft.imports import swiftly
 from rayft.report.html.facts import Facts
 from rayft.report.html.parts import (
     NONE_SCORED,
@@ -94,6 +93,8 @@ def importances(facts: Facts) -> dict[str, float]:
     varied = [name for name in varied if any(name in record.params for record in facts.scored)]
     if len(facts.scored) < FEWEST_FOR_IMPORTANCE or not varied:
         return {}
+    with swiftly():
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     with quiet():
         found = get_param_importances(
             study_of(facts, facts.scored), evaluator=PedAnovaImportanceEvaluator(), params=varied, normalize=False

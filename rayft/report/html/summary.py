@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from rayft.report.html.facts import Facts
+from rayft.report.html.facts import Facts, Json
 from rayft.report.html.parts import NONE_SCORED, Figure, Section, Table, axis, count, number
 from rayft.report.tables import STATE_STYLES, format_duration, format_value, ranked
 from rayft.sweep.study import TrialRecord
@@ -106,7 +106,7 @@ def _cards(facts: Facts) -> list[tuple[str, str, str]]:
         first = facts.winner
         cards.append((f"{metric}, validation", number(first.value), f"trial {first.number}, epoch {first.best_epoch}"))
         if best is not None and best["test"] is not None:
-            cards.append((f"{metric}, test", number(best["test"].get(metric)), "scored once, for the winner"))
+            cards.append((f"{metric}, test", number(best["test"].get(metric)), _interval(best)))
         if len(facts.scored) > 1:
             second = _second(facts)
             cards.append(("second best", number(second.value), f"trial {second.number}"))
@@ -116,6 +116,12 @@ def _cards(facts: Facts) -> list[tuple[str, str, str]]:
     wall = "" if facts.began is None or facts.ended is None else format_duration(_seconds(facts))
     cards.append(("training time", format_duration(trained), f"of all trials; {wall} by the clock" if wall else ""))
     return cards
+
+
+def _interval(best: Json) -> str:
+    """How sure the test score is, if the export says so."""
+    bounds = (best.get("interval") or {}).get("95%")
+    return f"95 % interval {number(bounds[0])} to {number(bounds[1])}" if bounds else "scored once, for the winner"
 
 
 def _seconds(facts: Facts) -> float:
@@ -160,7 +166,9 @@ def trials(facts: Facts) -> Section:
     """Every trial as text."""
     if not facts.records:
         return Section("trials", "All trials", missing="No trial has started.")
-    columns = ["trial", "state", facts.config.metric, "best epoch", "epochs", "time", "parameters", "why it ended"]
+    columns = ["trial", "state", facts.config.metric, "best epoch", "epochs", "time", "parameters"]
+    with_reasons = any(record.reason for record in facts.records)
+    columns += ["why it ended"] if with_reasons else []
     rows = [
         [
             str(record.number),
@@ -170,7 +178,7 @@ def trials(facts: Facts) -> Section:
             str(record.epochs),
             format_duration(record.seconds),
             facts.params_text(record),
-            record.reason or "",
+            *([record.reason or ""] if with_reasons else []),
         ]
         for record in ranked(facts.records, facts.config.mode)
     ]
