@@ -11,7 +11,8 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from rayft.config import SweepConfig, Value, with_absolute_paths
+from rayft.config import SweepConfig, Value
+from rayft.config_paths import with_absolute_paths
 from rayft.data.encode import MANIFEST
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserError

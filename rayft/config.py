@@ -3,9 +3,7 @@
 Imports neither torch nor ray, so that `rayft --help` and a typo's error are instant.
 """
 
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
@@ -31,16 +29,7 @@ from rayft.config_space import (
     start_faults,
     strategy_faults,
 )
-from rayft.config_tasks import (
-    LOWER_IS_BETTER,
-    TASK_COLUMNS,
-    TASK_DATA_KEYS,
-    TASK_HYPERPARAMETERS,
-    TASK_RULES,
-    MetricName,
-    TaskName,
-    TaskRules,
-)
+from rayft.config_tasks import LOWER_IS_BETTER, TASK_RULES, MetricName, TaskName, TaskRules, task_faults
 
 __all__ = [
     "MODEL",
@@ -70,7 +59,6 @@ __all__ = [
     "Value",
     "as_list",
     "holds_credentials",
-    "with_absolute_paths",
 ]
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -350,91 +338,28 @@ class SweepConfig(StrictModel):
             rule = f"must be <= training.epochs {self.training.epochs}, but got {self.early_stopping.grace_epochs}"
             faults.append(("early_stopping.grace_epochs", rule))
         faults += strategy_faults(self.search_space, self.training, self.strategies)
-        faults += self._task_faults()
-        if self.data.unlabeled is not None and "adversarial" not in self.strategies and "unlabeled" in self._data_keys:
+        faults += task_faults(
+            self.task,
+            {
+                "training": self.training.model_fields_set,
+                "search_space": self.search_space.keys(),
+                "data": self.data.model_fields_set,
+                "data.columns": self.data.columns.model_fields_set,
+            },
+            self.search.metric,
+            self.strategies,
+        )
+        if (
+            self.data.unlabeled is not None
+            and "adversarial" not in self.strategies
+            and "unlabeled" in self.rules.data_keys
+        ):
             faults.append(("data.unlabeled", "no strategy of this sweep reads it; adversarial would"))
         if faults:
             raise FaultList(faults)
         return self
 
-    @property
-    def _data_keys(self) -> frozenset[str]:
-        return self.rules.data_keys
-
-    def _task_faults(self) -> Faults:
-        """What the task doesn't read, measure or train with."""
-        rules = self.rules
-        faults: Faults = []
-        given = {
-            "training": (self.training.model_fields_set & TASK_HYPERPARAMETERS, rules.hyperparameters),
-            "search_space": (self.search_space.keys() & TASK_HYPERPARAMETERS, rules.hyperparameters),
-            "data": (self.data.model_fields_set & TASK_DATA_KEYS, rules.data_keys),
-            "data.columns": (self.data.columns.model_fields_set & TASK_COLUMNS, rules.columns),
-        }
-        for section, (keys, read) in given.items():
-            for key in sorted(keys - read):
-                known = f"; of its kind it reads {', '.join(sorted(read))}" if read else ""
-                faults.append((f"{section}.{key}", f"task {self.task} doesn't read it{known}"))
-        if self.task == "causal-lm" and {"text", "messages"} <= self.data.columns.model_fields_set:
-            faults.append(("data.columns", "causal-lm trains on text or on messages, not both"))
-        if self.search.metric is not None and self.search.metric not in self._known_metrics:
-            measured = ", ".join(self._known_metrics)
-            rule = f"must be one that task {self.task} measures, {measured}, but got {self.search.metric!r}"
-            faults.append(("search.metric", rule))
-        for strategy in self.strategies:
-            if strategy in rules.refused:
-                section = "search_space" if "strategy" in self.search_space else "training"
-                rule = f"strategy {strategy} can't be used for task {self.task}: {rules.refused[strategy]}"
-                faults.append((f"{section}.strategy", rule))
-        return faults
-
-    @property
-    def _known_metrics(self) -> tuple[MetricName, ...]:
-        """Text classification may turn out to have several labels a row once the data is read."""
-        several = TASK_RULES["multi-label-classification"].metrics if self.task == "text-classification" else ()
-        return tuple(dict.fromkeys((*self.rules.metrics, *several)))
-
 
 def holds_credentials(address: str) -> bool:
     """Whether a storage address has some in it; a secret may hold a slash, and what is after a port is none."""
     return re.match(r"[\w+.-]+://([^/]*|[^/:]*:(?!\d+/)[^@]*)@", address) is not None
-
-
-def with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """The same sweep from whichever folder, and in whichever process, it is read."""
-    sources = {name: _absolute(getattr(config.data, name)) for name in ("train", "validation", "test", "unlabeled")}
-    data = config.data.model_copy(update={name: value for name, value in sources.items() if value is not None})
-    # Path.is_dir raises if the name is too long for a file.
-    folders = {model: str(Path(model).absolute()) for model in config.models if os.path.isdir(model)}  # noqa: PTH112
-    return with_models(config.model_copy(update={"data": data}), folders)
-
-
-def with_models(config: SweepConfig, renamed: dict[str, str]) -> SweepConfig:
-    """The same sweep with other names for some of its models, wherever it names them."""
-    models = [renamed.get(model, model) for model in config.models]
-    space = {name: _renamed_condition(domain, renamed) for name, domain in config.search_space.items()}
-    starts = [
-        {name: renamed.get(str(value), value) if name == MODEL else value for name, value in start.items()}
-        for start in config.search.start_with
-    ]
-    changes: dict[str, Any] = {"model": models if isinstance(config.model, list) else models[0]}
-    if space != config.search_space:
-        changes["search_space"] = space
-    if starts != config.search.start_with:
-        changes["search"] = config.search.model_copy(update={"start_with": starts})
-    return config.model_copy(update=changes)
-
-
-def _renamed_condition(domain: Domain, renamed: dict[str, str]) -> Domain:
-    if MODEL not in domain.when:
-        return domain
-    wanted = [renamed.get(str(model), model) for model in as_list(domain.when[MODEL])]
-    return domain.model_copy(update={"when": {**domain.when, MODEL: wanted}})
-
-
-def _absolute(source: Any) -> Any:
-    if isinstance(source, list):
-        return [_absolute(item) for item in source]
-    if not isinstance(source, str) or source.startswith("hub:"):
-        return source
-    return str(Path(source).expanduser().absolute())

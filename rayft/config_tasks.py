@@ -1,10 +1,10 @@
 """What a sweep file may say for each task: its metrics, its columns, and the keys and strategies that it reads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from rayft.config_space import StrategyName
+from rayft.config_space import Faults, StrategyName
 
 TaskName = Literal[
     "text-classification",
@@ -109,3 +109,47 @@ TASK_RULES: dict[TaskName, TaskRules] = {
 }
 
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
+
+
+def task_faults(
+    task: TaskName, given: Mapping[str, Collection[str]], metric: MetricName | None, strategies: Sequence[StrategyName]
+) -> Faults:
+    """What the task doesn't read, measure or train with.
+
+    Args:
+        task: The task.
+        given: The keys of each section that the file has.
+        metric: The metric that it names, if it does.
+        strategies: All that a trial may have.
+    """
+    rules = TASK_RULES[task]
+    faults: Faults = []
+    read = {
+        "training": (TASK_HYPERPARAMETERS, rules.hyperparameters),
+        "search_space": (TASK_HYPERPARAMETERS, rules.hyperparameters),
+        "data": (TASK_DATA_KEYS, rules.data_keys),
+        "data.columns": (TASK_COLUMNS, rules.columns),
+    }
+    for section, keys in given.items():
+        of_some_tasks, own = read[section]
+        for key in sorted(of_some_tasks.intersection(keys) - own):
+            known = f"; of its kind it reads {', '.join(sorted(own))}" if own else ""
+            faults.append((f"{section}.{key}", f"task {task} doesn't read it{known}"))
+    if task == "causal-lm" and {"text", "messages"} <= {*given["data.columns"]}:
+        faults.append(("data.columns", "causal-lm trains on text or on messages, not both"))
+    measured = _measured(task)
+    if metric is not None and metric not in measured:
+        rule = f"must be one that task {task} measures, {', '.join(measured)}, but got {metric!r}"
+        faults.append(("search.metric", rule))
+    for strategy in strategies:
+        if strategy in rules.refused:
+            section = "search_space" if "strategy" in given["search_space"] else "training"
+            rule = f"strategy {strategy} can't be used for task {task}: {rules.refused[strategy]}"
+            faults.append((f"{section}.strategy", rule))
+    return faults
+
+
+def _measured(task: TaskName) -> tuple[MetricName, ...]:
+    """Text classification may turn out to have several labels a row once the data is read."""
+    several = TASK_RULES["multi-label-classification"].metrics if task == "text-classification" else ()
+    return tuple(dict.fromkeys((*TASK_RULES[task].metrics, *several)))

@@ -16,10 +16,9 @@ from rayft.config import (
     SweepConfig,
     TrainingConfig,
     holds_credentials,
-    with_absolute_paths,
-    with_models,
 )
 from rayft.config_faults import LONGEST_VALUE, FaultList, rule_of, shown, unknown_key_rule
+from rayft.config_paths import with_absolute_paths, with_models
 from rayft.config_tasks import TASK_RULES
 
 

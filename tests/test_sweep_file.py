@@ -4,7 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
-from rayft.config import STRATEGIES, STRATEGY_HYPERPARAMETERS, Columns, SweepConfig, with_absolute_paths
+from rayft.config import STRATEGIES, STRATEGY_HYPERPARAMETERS, Columns, SweepConfig
+from rayft.config_paths import with_absolute_paths
 from rayft.config_tasks import MetricName
 from rayft.errors import SWEEP_FILE, ConfigError, Fault
 from rayft.sweep_file import MAX_BYTES, dump_sweep, load_sweep, locate

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import rayft
-from rayft.config import SweepConfig, with_absolute_paths, with_models
+from rayft.config import SweepConfig
+from rayft.config_paths import with_absolute_paths, with_models
 from rayft.config_space import as_list
 from rayft.data.load import HUB, resolve_source
 from rayft.errors import SWEEP_FILE, Fault, RunError
