@@ -75,7 +75,8 @@ def test_help_and_typos_are_instant(arguments: list[str], folder: Path) -> None:
 def test_help_names_every_command_and_option() -> None:
     ended = rayft("--help")
     assert (ended.returncode, ended.stderr) == (0, "")
-    for command in ("sweep", "resume", "trials", "export", "tensorboard", "check"):
+    commands = ("sweep", "resume", "trials", "show", "export", "report", "tensorboard", "check", "reproduce", "predict")
+    for command in commands:
         assert f" {command} " in ended.stdout
     ended = rayft("sweep", "-h")
     assert ended.returncode == 0

@@ -51,8 +51,8 @@ def test_a_link_out_of_a_run_folder_is_refused(run: RunFolder, tmp_path: Path, l
 def test_every_command_refuses_such_a_run(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (run.path / "best").symlink_to(tmp_path / "outside")
-    for command in ("resume", "trials", "export", "tensorboard"):
-        status, output = rayft(tmp_path, command, str(run.path))
+    for command in ("resume", "trials", "export", "tensorboard", "report", "reproduce", "show"):
+        status, output = rayft(tmp_path, command, str(run.path), *(["0"] if command == "show" else []))
         assert status == 2, output
         assert "is a link that leads out of the run folder" in output
         assert "Traceback" not in output

@@ -214,6 +214,10 @@ class SweepStudy:
         """Every trial that was started, by number."""
         return [self._to_record(trial) for trial in self._storage.trials() if trial.state != OptunaState.WAITING]
 
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial as Optuna has it, with those that wait."""
+        return self._storage.trials()
+
     def record(self, number: int) -> TrialRecord:
         """One trial."""
         return self._to_record(self._storage.trial(number))

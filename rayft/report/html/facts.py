@@ -155,7 +155,7 @@ def collect(run: Path, name: str, config: SweepConfig, study: SweepStudy) -> Fac
         config: Its sweep.
         study: Its study.
     """
-    trials = {trial.number: trial for trial in study._storage.trials()}
+    trials = {trial.number: trial for trial in study.trials()}
     everything = study.records()
     records = [record for record in everything if record.role == "search"]
     own = [trials[record.number] for record in everything]
