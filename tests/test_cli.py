@@ -122,7 +122,7 @@ def test_a_bad_name(name: str, folder: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == f"rayft: 1 fault in the input\n  --name: {rule}{name!r}\n"
 
 
-@pytest.mark.parametrize("command", ["trials", "resume", "export", "tensorboard"])
+@pytest.mark.parametrize("command", ["trials", "resume", "export", "tensorboard", "reproduce"])
 def test_an_unknown_run(command: str, folder: Path) -> None:
     (folder / "runs" / "reviews").mkdir(parents=True)
     (folder / "runs" / "reviews" / "sweep.yaml").write_text(SWEEP)
