@@ -37,6 +37,7 @@ def quality_notes(splits: Mapping[SplitName, "Rows"], label_names: Sequence[str]
         *_near_duplicate_notes(scored, keys),
         *_conflict_notes(scored["train"], keys["train"], label_names),
         *_balance_notes(scored["train"], label_names),
+        *_tag_notes(scored["train"], label_names),
     ]
 
 
@@ -132,6 +133,13 @@ def _balance_notes(train: "Rows", label_names: Sequence[str]) -> list[str]:
         return []
     rows = f"{label_names[most]!r} has {int(counts[most])} rows and {label_names[least]!r} {int(counts[least])}"
     return [f"train: {rows}; data.class_weights: balanced gives both the same weight, and macro_f1 counts them alike"]
+
+
+def _tag_notes(train: "Rows", label_names: Sequence[str]) -> list[str]:
+    if not isinstance(train.labels, list) or any(re.match(r"[BI]-", name) for name in label_names):
+        return []
+    rest = "so that f1, precision and recall say little; search.metric: accuracy counts words"
+    return [f"train: no tag begins with B- or I-, as those of names do that go over several words, {rest}"]
 
 
 def _keys(rows: "Rows") -> list[bytes]:

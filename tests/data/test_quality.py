@@ -119,3 +119,12 @@ def test_counts_of_classes() -> None:
     assert class_counts(np.array([1, 1, 0]), ("a", "b", "c")) == [1, 2, 0]
     assert class_counts(np.array([[1, 0], [1, 1]], dtype=np.float32), NAMES) == [2, 1]
     assert class_counts([[0, 1, 1], [1]], NAMES) == [1, 3]
+
+
+def test_tags_that_are_no_spans() -> None:
+    train = Rows({"tokens": [["a", "b"], ["c"]]}, [[0, 1], [0]])
+    assert quality_notes({"train": train}, ("B-PER", "O")) == []
+    (note,) = quality_notes({"train": train}, ("NOUN", "VERB"))
+    assert note.startswith("train: no tag begins with B- or I-") and note.endswith(
+        "search.metric: accuracy counts words"
+    )
