@@ -176,6 +176,10 @@ class SearchConfig(StrictModel):
     trials: int = Field(16, ge=1)
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(None, gt=0)
     """Seconds, or 90s, 30m, 1h30m: no epoch is started after it."""
+    core_hours: float | None = Field(None, gt=0)
+    """Hours of all CPU cores that the workers hold, together."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Hours of all GPUs that the workers hold, together; a shared GPU counts by its share."""
     seed: int = Field(0, ge=0, lt=2**31)
     sampler: Literal["tpe", "random", "gp", "qmc"] = "tpe"
     start_with: list[dict[str, Value]] = Field(default_factory=list)

@@ -5,6 +5,7 @@ a configuration gives when it is trained again doesn't, and tells it from the ne
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -193,7 +194,9 @@ def compare(
     better = is_better(difference, 0.0, config.mode)
     if len({*values}) == 1 and len({*others}) == 1:
         return (SAME if difference == 0 else "better" if better else "worse"), None
-    found = stats.ttest_ind(values, others, equal_var=False).confidence_interval(CONFIDENCE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are nearly alike
+        found = stats.ttest_ind(values, others, equal_var=False).confidence_interval(CONFIDENCE)
     low, high = float(found.low), float(found.high)
     if low <= 0 <= high:
         return SAME, (low, high)

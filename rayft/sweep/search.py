@@ -29,15 +29,18 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
         InterruptedSweep: It was interrupted, and can be resumed.
     """
     config, run = sweep.config, sweep.run
-    deadline = time.monotonic() + (config.search.time_limit or math.inf)
+    started = time.monotonic()
     with Interruption() as interruption:
         ray_environment.prepare(address)
         with imports.swiftly():
             from rayft.sweep import cluster
         with cluster.connected(address, meanwhile=_import_distributed):
+            from rayft.sweep.budget import first_limit
             from rayft.sweep.distributed import run_trials
 
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
+            limit = first_limit(config.search, placement)
+            deadline = started + (limit.seconds if limit else math.inf)
             spec = group_spec(config, run.address, placement.cpus)
             run_trials(
                 sweep,
@@ -48,9 +51,20 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
             )
     if interruption.requested:
         raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.address}")
-    for record in sweep.study.records():
-        if record.state == "running":
-            sweep.study.finish(record.number, reason="stopped by search.time_limit")
+    if limit is not None and time.monotonic() > deadline:
+        _stop(sweep, limit.key)
+
+
+def _stop(sweep: OpenSweep, key: str) -> None:
+    """Closes what a limit has cut off, and says what it left."""
+    records = sweep.study.records()
+    cut_off = [record.number for record in records if record.state == "running"]
+    for number in cut_off:
+        sweep.study.finish(number, reason=f"stopped by {key}")
+    not_started = sweep.config.search.trials - sum(record.role == "search" for record in records)
+    left = f"{len(cut_off)} trials were stopped and {max(0, not_started)} not started"
+    if cut_off or not_started > 0:
+        sweep.note(f"{key} is reached: {left}; go on with: rayft resume {sweep.run.address}")
 
 
 def _import_distributed() -> None:

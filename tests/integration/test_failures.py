@@ -70,13 +70,16 @@ def test_a_model_that_vanishes_ends_the_sweep_at_once_and_it_can_be_resumed(proj
 
 
 @pytest.mark.slow
-def test_the_time_limit_ends_a_sweep_with_a_winner(project: Project) -> None:
-    project.write_sweep("timed", search={"trials": 10_000, "time_limit": "60s"})
-    project.rayft("sweep", "timed.yaml")
-    trials = project.trials("timed")
+@pytest.mark.parametrize(("key", "value"), [("time_limit", "60s"), ("core_hours", 0.016)])
+def test_a_limit_ends_a_sweep_with_a_winner(project: Project, key: str, value: object) -> None:
+    project.write_sweep(key, search={"trials": 10_000, key: value})
+    output = project.rayft("sweep", f"{key}.yaml")
+    trials = project.trials(key)
     assert 1 <= len(trials) < 10_000
     assert "running" not in {trial["state"] for trial in trials}
-    assert (project.run_folder("timed") / "best" / "rayft.json").exists()
+    assert f"search.{key} is reached: " in output
+    assert f"and {10_000 - len(trials)} not started; go on with: rayft resume" in output
+    assert (project.run_folder(key) / "best" / "rayft.json").exists()
 
 
 @pytest.mark.parametrize(
