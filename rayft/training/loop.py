@@ -28,7 +28,7 @@ from rayft.training.checkpoint import PackedCheckpoint, TrialState, read_checkpo
 from rayft.training.epoch_log import EpochLog, check_finite
 from rayft.training.evaluation import predict
 from rayft.training.forward import Forward
-from rayft.training.gradients import BatchGradients, GlobalBatch
+from rayft.training.gradients import BatchGradients, BatchPass, GlobalBatch
 from rayft.training.optim import (
     StartingPoint,
     build_lr_scheduler,
@@ -147,17 +147,9 @@ class FineTuning:
         train_above(self._model, self._layers, self._frozen)
         log = EpochLog(self._workers, epoch, self._total_steps // self._epochs, self._finished_steps)
         for batch in self._global_batches(epoch):
-            result = self._gradients.compute(batch)
-            self._starting_point.add_gradient()
-            if self._hp.max_grad_norm is not None:
-                clip_gradients(self._trainable.values(), self._hp.max_grad_norm)
             learning_rate = float(max(self._lr_scheduler.get_last_lr()))
+            result = self._step(batch)
             log.add(result.loss, learning_rate, len(batch.train), result.tokens, result.padded_tokens)
-            self._optimizer.step()
-            if self._embedding:
-                self._embedding.decay_others(self._optimizer)
-            self._lr_scheduler.step()
-            self._finished_steps += 1
         train_loss, curve, samples_per_second, padding = log.finish()
         outputs = predict(self._forward, self._data.validation, self._data, self._workers)
         metrics = self._metrics(outputs, self._data.validation)
@@ -168,6 +160,11 @@ class FineTuning:
         rate = samples_per_second
         self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, rate, padding, counts))
         return self.history[-1]
+
+    def try_step(self, batch: GlobalBatch) -> None:
+        """One optimiser step out of turn, which tells what a step costs; the trial is of no further use."""
+        train_above(self._model, self._layers, self._frozen)
+        self._step(batch)
 
     def evaluate(self, split: EncodedSplit) -> dict[str, float]:
         """All metrics over a whole labelled split, the same on every worker."""
@@ -219,6 +216,18 @@ class FineTuning:
     def trained_model(self) -> PreTrainedModel:
         """The model as it is now, as a plain transformers model."""
         return self._strategy.exported(self._model)
+
+    def _step(self, batch: GlobalBatch) -> BatchPass:
+        result = self._gradients.compute(batch)
+        self._starting_point.add_gradient()
+        if self._hp.max_grad_norm is not None:
+            clip_gradients(self._trainable.values(), self._hp.max_grad_norm)
+        self._optimizer.step()
+        if self._embedding:
+            self._embedding.decay_others(self._optimizer)
+        self._lr_scheduler.step()
+        self._finished_steps += 1
+        return result
 
     def _looked_up(self) -> np.ndarray:
         """The token ids of every batch that is trained on, padding's among them."""
