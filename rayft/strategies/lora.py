@@ -31,7 +31,7 @@ class LoraStrategy(Strategy):
 
         if hp.dropout is not None:
             set_dropout(model, hp.dropout)  # before the injection, because `lora_dropout` has a value of its own
-        targets = _linear_layers(model, layers)
+        targets = adapted_layers(model, layers)
         adapted: nn.Module = get_peft_model(
             model,
             LoraConfig(
@@ -67,7 +67,12 @@ def _has_low_rank_update(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
-def _linear_layers(model: PreTrainedModel, layers: LayerMap) -> list[tuple[str, nn.Module]]:
+def adapted_layers(model: PreTrainedModel, layers: LayerMap) -> list[tuple[str, nn.Module]]:
+    """The layers of a model that get an update, by path.
+
+    Raises:
+        ModelError: There is none.
+    """
     linear = [
         (path, module)
         for path, module in model.named_modules()
