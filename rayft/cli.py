@@ -135,18 +135,25 @@ def tensorboard(
 
 
 @app.command()
-def check(file: SweepPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Reads the data, maps the model's layers, and reports everything that can be wrong before a trial runs."""
+def check(
+    file: SweepPath,
+    overrides: Overrides = None,
+    forecast: Annotated[
+        bool, typer.Option("--forecast/--no-forecast", help="Time the model here, and forecast time and memory.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Reads the data, maps the model's layers, reports all that can be wrong, and forecasts time and memory."""
     config = load_sweep(file, overrides)
     from rayft.report.check import check_facts, print_check
     from rayft.report.tables import output_console
 
     if not as_json:
         with located(file):
-            print_check(config, output_console())
+            print_check(config, output_console(), forecast)
         return
     with located(file), result_alone():
-        facts = check_facts(config)
+        facts = check_facts(config, forecast)
     typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
 
 

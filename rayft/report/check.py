@@ -1,7 +1,7 @@
 """What `rayft check` finds: the data, the layer map and the search space, as a sweep would take them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,8 +24,11 @@ from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
 from rayft.data.quality import class_counts
 from rayft.data.splits import Rows, Splits
 from rayft.models.layers import LayerMap
-from rayft.models.load import load_preprocessor
+from rayft.models.load import load_preprocessor, load_skeleton
+from rayft.report.forecast import Forecast, forecast
+from rayft.report.measure import ModelCost, free_memory, measure
 from rayft.report.tables import format_value
+from rayft.report.trainable import Trainable, trainable_parts
 from rayft.sweep.preflight import check_model
 from rayft.sweep.read_data import read_data
 from rayft.tasks import get_task
@@ -38,42 +41,74 @@ class _Reader:
     Attributes:
         preprocessor: Its tokenizer or image processor.
         layers: Its layer map.
+        trainable: What of it trains.
     """
 
     preprocessor: Any
     layers: LayerMap
+    trainable: tuple[Trainable, ...]
 
 
-def print_check(config: SweepConfig, console: Console) -> None:
+@dataclass(frozen=True)
+class _Encoded:
+    """What encoding the rows for a model shows.
+
+    Attributes:
+        lengths: The rows' lengths by split, none where they have no tokens.
+        notes: What was found.
+        cost: What the model takes on this machine, if it was timed.
+    """
+
+    lengths: Mapping[str, Mapping[str, int]]
+    notes: list[str]
+    cost: ModelCost | None
+
+
+def print_check(config: SweepConfig, console: Console, forecasts: bool = True) -> None:
     """Checks a sweep without running it, and shows what it would work on.
+
+    Args:
+        config: The sweep.
+        console: Where to.
+        forecasts: Whether to time the models, and to forecast the sweep from that.
 
     Raises:
         UserError: Something is wrong; with all faults of the data, or of the model.
     """
     config, splits = read_data(config)
     models = _check_models(config, splits)
+    encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
     console.print(_data_table(splits))
     for note in (*config.notes, *splits.notes):
         console.print(note)
     for model, reader in models.items():
         name = model if len(models) > 1 else "the model"
-        lengths, notes = _encode(config, splits, reader)
-        if lengths:
-            console.print(_length_table(lengths, name))
-        for note in notes:
+        if encoded[model].lengths:
+            console.print(_length_table(encoded[model].lengths, name))
+        for note in encoded[model].notes:
             console.print(note)
         console.print(_layer_table(reader.layers, name))
+        console.print(_trainable_table(reader.trainable, name))
     console.print(_space_table(config))
+    for line in _forecast_lines(config, models, encoded):
+        console.print(line)
     console.print(f"{config.search.trials} trials of at most {config.training.epochs} epochs; nothing is wrong")
 
 
-def check_facts(config: SweepConfig) -> dict[str, Any]:
+def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
     """The same as plain values for programs.
+
+    Args:
+        config: The sweep.
+        forecasts: As for `print_check`.
 
     Raises:
         UserError: As `print_check`.
     """
     config, splits = read_data(config)
+    models = _check_models(config, splits)
+    encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
+    found = _forecast(config, models, encoded)
     return {
         "task": config.task,
         "metric": config.metric,
@@ -84,38 +119,60 @@ def check_facts(config: SweepConfig) -> dict[str, Any]:
             name: {"rows": len(rows), "classes": _class_counts(rows, splits)} for name, rows in splits.present().items()
         },
         "notes": [*config.notes, *splits.notes],
-        "models": {
-            model: _model_facts(config, splits, reader) for model, reader in _check_models(config, splits).items()
-        },
+        "models": {model: _model_facts(reader, encoded[model]) for model, reader in models.items()},
         "space": {name: domain.model_dump() for name, domain in config.space.items()},
+        "forecast": found and found.state_dict(),
     }
 
 
 def _check_models(config: SweepConfig, splits: Splits) -> dict[str, _Reader]:
     task = get_task(config.task)
     preprocessors = {model: load_preprocessor(model, task) for model in config.models}
-    return {m: _Reader(preprocessors[m], check_model(config, m, splits.label_names)) for m in config.models}
+    return {model: _check_model(config, model, splits, preprocessors[model]) for model in config.models}
 
 
-def _model_facts(config: SweepConfig, splits: Splits, reader: _Reader) -> dict[str, Any]:
-    lengths, notes = _encode(config, splits, reader)
+def _check_model(config: SweepConfig, model: str, splits: Splits, preprocessor: Any) -> _Reader:
+    layers = check_model(config, model, splits.label_names)
+    skeleton = load_skeleton(model, get_task(config.task), splits.label_names)
+    return _Reader(preprocessor, layers, trainable_parts(config, model, skeleton, layers))
+
+
+def _model_facts(reader: _Reader, encoded: _Encoded) -> dict[str, Any]:
     layers = [
         {"part": part, "parameters": list(names), "frozen_from": depth} for part, names, depth in _parts(reader.layers)
     ]
-    return {"lengths": lengths, "notes": notes, "layers": layers}
+    trains = [asdict(one) for one in reader.trainable]
+    return {"lengths": encoded.lengths, "notes": encoded.notes, "layers": layers, "trains": trains}
 
 
-def _encode(config: SweepConfig, splits: Splits, reader: _Reader) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Encodes the rows for a model, which finds what reading alone doesn't.
-
-    Returns:
-        The rows' lengths by split, none where they have no tokens; and what was found.
-    """
+def _encode(config: SweepConfig, splits: Splits, model: str, reader: _Reader, forecasts: bool) -> _Encoded:
+    """Encodes the rows for a model, which finds what reading alone doesn't, and times the model on them."""
     with TemporaryDirectory(prefix="rayft-check-") as folder:
-        notes = encode_splits(splits, get_task(config.task), reader.preprocessor, config.data, Path(folder))
-        data = EncodedData.open(Path(folder))
+        path = Path(folder) / config.encoded_folder(model)
+        notes = encode_splits(splits, get_task(config.task), reader.preprocessor, config.data, path)
+        data = EncodedData.open(path)
+        size = max(one.bytes for one in reader.trainable)
+        has_room = size < free_memory(config)
+        if forecasts and not has_room:
+            notes.append(f"warning: a worker needs more than {size / 1e9:.0f} GB, which isn't free here: no forecast")
+        cost = measure(config, model, Path(folder)) if forecasts and has_room else None
     present = [split for split in (data.train, data.validation, data.test, data.unlabeled) if split is not None]
-    return ({split.name: _lengths(split) for split in present} if data.train.has_tokens else {}), list(notes)
+    lengths = {str(split.name): _lengths(split) for split in present if data.train.has_tokens}
+    return _Encoded(lengths, list(notes), cost)
+
+
+def _forecast(config: SweepConfig, models: Mapping[str, _Reader], encoded: Mapping[str, _Encoded]) -> Forecast | None:
+    costs = {model: one.cost for model, one in encoded.items() if one.cost is not None}
+    if len(costs) < len(models):
+        return None
+    return forecast(config, costs, {model: reader.trainable for model, reader in models.items()})
+
+
+def _forecast_lines(config: SweepConfig, models: Mapping[str, _Reader], encoded: Mapping[str, _Encoded]) -> list[str]:
+    if any(one.cost is None for one in encoded.values()):
+        return []
+    found = _forecast(config, models, encoded)
+    return ["this machine is too small for a trial, so there is no forecast"] if found is None else found.in_words()
 
 
 def _lengths(split: EncodedSplit) -> dict[str, int]:
@@ -156,6 +213,14 @@ def _layer_table(layers: LayerMap, model: str) -> Table:
     table = _table(f"part of {model}", "parameter tensors", "frozen from freeze_depth")
     for part, names, depth in _parts(layers):
         table.add_row(part, str(len(names)), str(depth or "never"))
+    return table
+
+
+def _trainable_table(trainable: Sequence[Trainable], model: str) -> Table:
+    table = _table(f"what trains of {model}", "freeze_depth", "lora_rank", "parameters", "share", "memory for these")
+    for one in trainable:
+        given = (str(value) if value is not None else "" for value in (one.freeze_depth, one.lora_rank))
+        table.add_row(one.strategy, *given, f"{one.parameters:,}", f"{one.share:.1%}", f"{one.bytes / 1e9:.2f} GB")
     return table
 
 
