@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,3 +96,20 @@ def test_every_command_works(folder: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert "'label'" in answer.stdout
     assert (folder / "my-model" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_the_pictures_can_be_taken_of_a_real_run(folder: Path) -> None:
+    if not (folder / "runs" / "quickstart" / "best").exists():
+        pytest.skip("NOT RUN: takes its pictures of the run that the README's commands leave")
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("NOT TESTED: no browser has seen TensorBoard (apt-get install chromium chromium-driver)")
+    for name in ("report", "tensorboard"):
+        (folder / "docs" / f"{name}.png").unlink()
+    command = [sys.executable, "docs/screenshots.py", "runs/quickstart"]
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("report", "tensorboard"):
+        with Image.open(folder / "docs" / f"{name}.png") as picture:
+            assert picture.width >= 1280
+            assert len(picture.convert("RGB").getcolors(maxcolors=2**24) or []) > 100, "a blank page"
