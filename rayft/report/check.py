@@ -23,6 +23,7 @@ from rayft.config import (
 from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
 from rayft.data.quality import class_counts
 from rayft.data.splits import Rows, Splits
+from rayft.errors import ClusterError
 from rayft.models.layers import LayerMap
 from rayft.models.load import load_preprocessor, load_skeleton
 from rayft.report.forecast import Forecast, forecast
@@ -90,7 +91,7 @@ def print_check(config: SweepConfig, console: Console, forecasts: bool = True) -
         console.print(_layer_table(reader.layers, name))
         console.print(_trainable_table(reader.trainable, name))
     console.print(_space_table(config))
-    for line in _forecast_lines(config, models, encoded):
+    for line in _forecast(config, models, encoded)[1]:
         console.print(line)
     console.print(f"{config.search.trials} trials of at most {config.training.epochs} epochs; nothing is wrong")
 
@@ -108,7 +109,7 @@ def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
     config, splits = read_data(config)
     models = _check_models(config, splits)
     encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
-    found = _forecast(config, models, encoded)
+    found, _ = _forecast(config, models, encoded)
     return {
         "task": config.task,
         "metric": config.metric,
@@ -161,18 +162,18 @@ def _encode(config: SweepConfig, splits: Splits, model: str, reader: _Reader, fo
     return _Encoded(lengths, list(notes), cost)
 
 
-def _forecast(config: SweepConfig, models: Mapping[str, _Reader], encoded: Mapping[str, _Encoded]) -> Forecast | None:
+def _forecast(
+    config: SweepConfig, models: Mapping[str, _Reader], encoded: Mapping[str, _Encoded]
+) -> tuple[Forecast | None, list[str]]:
+    """The sweep on this machine, if all of its models were timed, and what to say of it."""
     costs = {model: one.cost for model, one in encoded.items() if one.cost is not None}
     if len(costs) < len(models):
-        return None
-    return forecast(config, costs, {model: reader.trainable for model, reader in models.items()})
-
-
-def _forecast_lines(config: SweepConfig, models: Mapping[str, _Reader], encoded: Mapping[str, _Encoded]) -> list[str]:
-    if any(one.cost is None for one in encoded.values()):
-        return []
-    found = _forecast(config, models, encoded)
-    return ["this machine is too small for a trial, so there is no forecast"] if found is None else found.in_words()
+        return None, []
+    try:
+        found = forecast(config, costs, {model: reader.trainable for model, reader in models.items()})
+    except ClusterError as error:  # it may be meant for a larger cluster
+        return None, [f"no forecast, since the sweep can't run on this machine: {error.faults[0].rule}"]
+    return found, found.in_words()
 
 
 def _lengths(split: EncodedSplit) -> dict[str, int]:

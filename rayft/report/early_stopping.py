@@ -30,6 +30,7 @@ def expected_epochs(stopping: EarlyStoppingConfig, epochs: int, trials: int) -> 
         epochs: The most that a trial may train.
         trials: How many there are, since the first ones at a rung are not stopped there.
     """
+    trials = min(trials, PLAYED_TRIALS)
     draw = np.random.default_rng(0)
     repeats = math.ceil(PLAYED_TRIALS / trials)
     played = (_epochs_of_sweep(stopping, epochs, draw.random(trials).tolist()) for _ in range(repeats))

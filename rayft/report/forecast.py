@@ -1,5 +1,6 @@
 """How long a sweep will take on this machine and what memory its workers will need, from what was timed here."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,6 @@ import torch
 
 from rayft import imports
 from rayft.config import FinalConfig, Hyperparameters, SweepConfig
-from rayft.errors import ClusterError
 from rayft.report.early_stopping import epochs_per_trial
 from rayft.report.measure import ModelCost
 from rayft.report.trainable import Trainable
@@ -116,31 +116,35 @@ class Forecast:
 
 def forecast(
     config: SweepConfig, costs: Mapping[str, ModelCost], trainable: Mapping[str, Sequence[Trainable]]
-) -> Forecast | None:
-    """Works out what a sweep takes on this machine; None where it can't run here.
+) -> Forecast:
+    """Works out what a sweep takes on this machine.
 
     Args:
         config: The sweep.
         costs: What was timed, by model.
         trainable: What trains, by model.
+
+    Raises:
+        ClusterError: It can't run on this machine.
     """
-    with imports.swiftly():
-        from rayft.sweep import cluster  # and with it Ray, which nothing else of a check needs
+    with imports.swiftly():  # and with these Ray, which nothing else of a check needs
+        from rayft.sweep import cluster
+        from rayft.sweep.budget import first_limit
 
     first = next(iter(costs.values()))
     gpus = torch.cuda.device_count() if first.device == "cuda" else 0
     node = {"CPU": float(cluster.cpu_count()), "GPU": float(gpus)}
-    try:
-        placement = cluster.plan([node], config.cluster, config.search.trials)
-    except ClusterError:
-        return None
+    placement = cluster.plan([node], config.cluster, config.search.trials)
+    limit = first_limit(config.search, placement)
     memory = torch.cuda.get_device_properties(0).total_memory * gpus if gpus else psutil.virtual_memory().total
     machine = Machine(cluster.cpu_count(), first.device, first.precision, placement.groups, int(memory))
     drawn = draw_configurations(config)
     stopping = [False] if config.early_stopping is None else [False, True]
     caching = [False, True] if config.training.cache == "auto" and _freezes(drawn, costs) else [False]
     seconds = {
-        (stops, cached): sweep_seconds(config, costs, drawn, placement.groups, stops=stops, cached=cached)
+        (stops, cached): sweep_seconds(
+            config, costs, drawn, placement.groups, limit.seconds if limit else math.inf, stops=stops, cached=cached
+        )
         for stops in stopping
         for cached in caching
     }
@@ -161,6 +165,7 @@ def sweep_seconds(
     costs: Mapping[str, ModelCost],
     drawn: Sequence[tuple[str, Hyperparameters]],
     groups: int,
+    limit: float,
     *,
     stops: bool,
     cached: bool,
@@ -172,21 +177,17 @@ def sweep_seconds(
         costs: What was timed, by model.
         drawn: Configurations, of which a trial has any.
         groups: Trials side by side.
+        limit: Seconds after which the search ends.
         stops: Whether ASHA stops trials early.
         cached: Whether what frozen blocks give is in the cache.
     """
-    epoch = cache(lambda at: epoch_seconds(config, costs[drawn[at][0]], drawn[at][1], cached=cached))
-    mean = sum(map(epoch, range(len(drawn)))) / len(drawn)
+    mean = sum(epoch_seconds(config, costs[model], hp, cached=cached) for model, hp in drawn) / len(drawn)
     epochs = epochs_per_trial(config) if stops else config.training.epochs
     trials = config.search.trials
-    search = max(trials / groups, 1.0) * (epochs * mean + TRIAL_SECONDS)
-    if config.search.time_limit is not None:
-        search = min(search, config.search.time_limit)
+    search = min(limit, max(trials / groups, 1.0) * (epochs * mean + TRIAL_SECONDS))
     again = config.final if isinstance(config.final, FinalConfig) else FinalConfig()
     last = (again.top + 1) * again.seeds * config.training.epochs * mean
-    takes_last = isinstance(config.final, FinalConfig) or (
-        config.final == "auto" and last <= CHEAP * trials * epochs * mean
-    )
+    takes_last = isinstance(config.final, FinalConfig) or (config.final == "auto" and last <= CHEAP * search * groups)
     return CONSTANT_SECONDS + search + (last / groups if takes_last else 0.0)
 
 
@@ -197,7 +198,7 @@ def epoch_seconds(config: SweepConfig, cost: ModelCost, hp: Hyperparameters, *, 
     """
     frozen = sum(cost.blocks[: _frozen_blocks(cost, hp)])
     step = cost.steps[hp.strategy]
-    steps, tokens = cost.batches(hp.batch_size)
+    steps, tokens = _batches(cost, hp.batch_size)
     tokens /= config.cluster.workers_per_trial
     keeps = cached and not get_task(config.task).augments(hp)  # what changes at random can't be kept
     below = 0.0 if keeps else frozen * cost.forward_seconds * tokens
@@ -227,6 +228,11 @@ def about(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{round(seconds / 60):.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+@cache
+def _batches(cost: ModelCost, batch_size: int) -> tuple[float, float]:
+    return cost.batches(batch_size)
 
 
 def _frozen_blocks(cost: ModelCost, hp: Hyperparameters) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rayft.config import EarlyStoppingConfig, Hyperparameters, SweepConfig, TaskName
+from rayft.config import EarlyStoppingConfig, Hyperparameters, SearchConfig, SweepConfig, TaskName
 from rayft.errors import ModelError
 from rayft.report.check import check_facts, print_check
 from rayft.report.early_stopping import expected_epochs, passing
@@ -66,10 +67,18 @@ def cost(rows: int = ROWS) -> ModelCost:
     )
 
 
-def seconds(config: SweepConfig, rows: int = ROWS, groups: int = 1, stops: bool = False, cached: bool = False) -> float:
+def seconds(
+    config: SweepConfig,
+    rows: int = ROWS,
+    groups: int = 1,
+    limit: float = math.inf,
+    *,
+    stops: bool = False,
+    cached: bool = False,
+) -> float:
     """Of the trials alone."""
     drawn = draw_configurations(config)
-    whole = sweep_seconds(config, {"m": cost(rows)}, drawn, groups, stops=stops, cached=cached)
+    whole = sweep_seconds(config, {"m": cost(rows)}, drawn, groups, limit, stops=stops, cached=cached)
     return whole - CONSTANT_SECONDS
 
 
@@ -205,7 +214,7 @@ def test_early_stopping_and_the_cache_take_less() -> None:
 def test_a_time_limit_and_a_last_stage_count() -> None:
     changes: dict[str, Any] = {"training": {"epochs": 2}, "early_stopping": None}
     trials = sweep(search={"trials": 9}, **changes)
-    assert seconds(sweep(search={"trials": 9, "time_limit": 3}, **changes)) == pytest.approx(3)
+    assert seconds(trials, limit=3) == pytest.approx(3)
     again = seconds(sweep(search={"trials": 9}, final={"top": 2, "seeds": 3}, **changes)) / seconds(trials)
     assert 1.7 < again < 2, "nine trials more, which leave no time between them"
     assert seconds(sweep(search={"trials": 9}, final="auto", **changes)) == pytest.approx(seconds(trials))
@@ -328,7 +337,15 @@ def test_a_machine_that_is_too_small_gets_no_forecast(project: SweepConfig) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.set_num_threads", lambda _: None)
         text = printed(large)
-    assert "this machine is too small for a trial, so there is no forecast" in text
+    assert "no forecast, since the sweep can't run on this machine: a trial needs 1 workers of 4096 CPUs" in text
+
+
+@pytest.mark.parametrize("limits", [{"time_limit": 5.0}, {"core_hours": 1e-9}])
+def test_the_sweep_s_limits_count(project: SweepConfig, limits: dict[str, float]) -> None:
+    search = {"trials": 100_000, **limits}
+    limited = project.model_copy(update={"search": SearchConfig.model_validate(search)})
+    found = check_facts(limited)["forecast"]["seconds"]
+    assert all(CONSTANT_SECONDS <= value <= CONSTANT_SECONDS + 5 for value in found.values())
 
 
 def test_a_model_that_the_memory_can_t_hold_is_not_loaded(
