@@ -131,7 +131,7 @@ def test_what_was_trained_again_decides_and_is_shown(tmp_path: Path) -> None:
     best = best_of(5, 2, {"accuracy": 0.72, "loss": 0.28}, final=final)
     folder = make_run(tmp_path / "run", sweep(), [Trial([0.7, 0.75]), Trial([0.7, 0.8]), Trial([0.1, 0.2])], best)
     page = parsed(folder)
-    assert "Trial 0 won" in page.sections["winner"] and "0.0500 lower than the second best" in page.sections["winner"]
+    assert "Trial 0 won" in page.sections["winner"] and "0.0500 lower than the search's best" in page.sections["winner"]
     assert "Trained again, trial 0 has more." in page.sections["winner"]
     assert "untuned default" in page.sections["repeats"] and "0.7100" in page.sections["repeats"]
     assert "repeats-figure" in page.figures

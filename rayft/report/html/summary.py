@@ -24,7 +24,8 @@ def winner(facts: Facts) -> Section:
         return Section("winner", title, [_standing(facts)], missing=_why_none(facts), cards=_cards(facts))
     best = facts.winner
     ended = not facts.states["running"] and not facts.repeating and facts.exported is not None
-    text = f"Trial {best.number} {'won' if ended else 'leads'} with {facts.config.metric} {number(best.value)}"
+    verb = "won" if ended else "leads"
+    text = f"Trial {best.number} {verb} with {facts.config.metric} {number(best.value)}"
     text += f" on validation after epoch {best.best_epoch}{_margin(facts)}."
     notes = [text, *_last_stage(facts), _standing(facts)]
     if facts.best is not None and facts.exported is None:
@@ -77,7 +78,9 @@ def _margin(facts: Facts) -> str:
         return "; there is no other trial to compare it with"
     value, second = facts.winner.value, _second(facts)
     assert value is not None and second.value is not None
-    against = f"{_by(facts, value - second.value)} the second best, trial {second.number}"
+    # A winner by the mean over seeds need not lead the search.
+    rank = "second best" if facts.winner.number == facts.scored[0].number else "search's best"
+    against = f"{_by(facts, value - second.value)} the {rank}, trial {second.number}"
     return f": {against}, and {_by(facts, value - facts.median_score)} the median of {len(facts.scored)} trials"
 
 
