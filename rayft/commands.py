@@ -15,8 +15,9 @@ from rayft.config import SweepConfig, Value
 from rayft.config_paths import with_absolute_paths
 from rayft.data.encode import MANIFEST
 from rayft.data.splits import Splits, load_splits
-from rayft.errors import Fault, RayftError, RunError, SweepFailedError, UserError
+from rayft.errors import SWEEP_FILE, Fault, RayftError, RunError, SweepFailedError, UserError
 from rayft.export.verify import Verifier
+from rayft.report.loggers import check_installed, trial_loggers
 from rayft.report.progress import Progress
 from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.final import decide, plan
@@ -58,6 +59,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         SweepFailedError: No trial gave a model.
         InterruptedSweep: It was interrupted and can be resumed.
     """
+    check_installed(config, SWEEP_FILE)
     config, splits = read_data(with_absolute_paths(config))
     for note in (*config.notes, *splits.notes):
         progress.note(note)
@@ -91,6 +93,7 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
     """
     with run.lock(), mirrored(run) as watchers:
         config = run.config()
+        check_installed(config, run.address)
         if trials is not None:
             started = sum(record.role == "search" for record in SweepStudy.of_run(run, config).records())
             if trials < started:
@@ -225,9 +228,9 @@ def _run(
         last_runs = len(plan(config, records)) + sum(r.role == "final" and r.state == "running" for r in records)
         with Verifier() as verifier:
             if to_run > 0 or last_runs:
-                with TrialEvents(run.path, config) as events:
+                with TrialEvents(run.path, config) as events, trial_loggers(run, config, progress.note) as loggers:
                     last = _LastTrial(config.search.trials - 1, verifier)
-                    watchers: tuple[Watcher, ...] = (events, progress, last, *others)
+                    watchers: tuple[Watcher, ...] = (events, progress, last, *loggers, *others)
                     to_run = max(to_run, last_runs)
                     search(OpenSweep(config, run, study, watchers, to_run, progress.note), address, splits)
             progress.stop()

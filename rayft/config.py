@@ -4,7 +4,7 @@ Imports neither torch nor ray, so that `rayft --help` and a typo's error are ins
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
@@ -45,6 +45,7 @@ __all__ = [
     "EarlyStoppingConfig",
     "FinalConfig",
     "Hyperparameters",
+    "LoggerName",
     "MetricName",
     "Mode",
     "Precision",
@@ -63,6 +64,7 @@ __all__ = [
 
 Precision = Literal["auto", "fp32", "bf16"]
 Mode = Literal["min", "max"]
+LoggerName = Literal["mlflow", "wandb"]
 
 NO_CREDENTIALS = "must hold no credentials; the environment of the store's own tools may"
 
@@ -82,6 +84,11 @@ def _is_label_columns(value: Any) -> bool:
 def _is_models(value: Any) -> bool:
     models = as_list(value)
     return models != [] and all(isinstance(model, str) and model for model in models) and len({*models}) == len(models)
+
+
+def _is_loggers(value: Any) -> bool:
+    names = get_args(LoggerName)
+    return isinstance(value, list) and all(name in names and value.count(name) == 1 for name in value)
 
 
 _FILES = "a file, a glob, a list of files, a saved dataset folder or hub:NAME[:CONFIG]"
@@ -264,6 +271,10 @@ class SweepConfig(StrictModel):
     cluster: ClusterConfig = ClusterConfig()
     storage: str = Field("runs", min_length=1)
     """A folder, or an address such as s3://BUCKET/PREFIX; credentials and endpoint come from the environment."""
+    logging: Annotated[list[LoggerName], must_be("a list of mlflow, wandb or both, each once", _is_loggers)] = Field(
+        default_factory=list
+    )
+    """Where each trial also becomes a run; server, project and keys come from the environment."""
 
     @property
     def models(self) -> list[str]:

@@ -23,10 +23,11 @@ from rayft.config import (
 from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
 from rayft.data.quality import class_counts
 from rayft.data.splits import Rows, Splits
-from rayft.errors import ClusterError
+from rayft.errors import SWEEP_FILE, ClusterError
 from rayft.models.layers import LayerMap
 from rayft.models.load import load_preprocessor, load_skeleton
 from rayft.report.forecast import Forecast, forecast
+from rayft.report.loggers import check_installed
 from rayft.report.measure import ModelCost, free_memory, measure
 from rayft.report.tables import format_value
 from rayft.report.trainable import Trainable, trainable_parts
@@ -76,6 +77,7 @@ def print_check(config: SweepConfig, console: Console, forecasts: bool = True) -
     Raises:
         UserError: Something is wrong; with all faults of the data, or of the model.
     """
+    check_installed(config, SWEEP_FILE)
     config, splits = read_data(config)
     models = _check_models(config, splits)
     encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
@@ -106,6 +108,7 @@ def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
     Raises:
         UserError: As `print_check`.
     """
+    check_installed(config, SWEEP_FILE)
     config, splits = read_data(config)
     models = _check_models(config, splits)
     encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
