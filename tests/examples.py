@@ -121,7 +121,7 @@ def fine_tuning(
         family: Another model than `FAMILY` says.
         given: Hyperparameters, or arguments of `FineTuning`.
     """
-    own = {name: given.pop(name) for name in ("micro_batch", "acceleration", "seed", "base") if name in given}
+    own = {name: given.pop(name) for name in ("micro_batch", "acceleration", "seed", "base", "epochs") if name in given}
     hp = Hyperparameters(strategy=strategy, **{**DEFAULTS, **STRATEGY_VALUES[strategy], **given})
     family = family or FAMILY[data.task]
     base = own.pop("base", None) or base_model(data, family)

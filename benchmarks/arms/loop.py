@@ -23,7 +23,7 @@ from transformers.utils import logging
 from benchmarks.arms.job import MAX_GRAD_NORM, WARMUP_RATIO, Config, Job
 
 EVAL_TOKENS = 8192
-BATCHES_PER_BUCKET = 50
+BATCHES_PER_BUCKET, BUCKETS_PER_EPOCH = 50, 10
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def train_batches(lengths: Tensor, batch_size: int, seed: int) -> list[Tensor]:
     order = generator.permutation(len(lengths))
     full = len(order) - len(order) % batch_size
     batches = []
-    for start in range(0, full, BATCHES_PER_BUCKET * batch_size):
-        bucket = order[start : min(start + BATCHES_PER_BUCKET * batch_size, full)]
+    per_bucket = batch_size * min(BATCHES_PER_BUCKET, max(1, full // batch_size // BUCKETS_PER_EPOCH))
+    for start in range(0, full, per_bucket):
+        bucket = order[start : min(start + per_bucket, full)]
         bucket = bucket[np.argsort(lengths.numpy()[bucket], kind="stable")]
         batches += list(bucket.reshape(-1, batch_size))
     shuffled = [batches[index] for index in generator.permutation(len(batches))]

@@ -204,12 +204,12 @@ def test_gradients_are_clipped(data: EncodedData) -> None:
 
 def test_label_smoothing_raises_the_loss_of_sure_predictions(data: EncodedData) -> None:
     def final_loss(label_smoothing: float) -> float:
-        hp = hyperparameters(learning_rate=1e-2, dropout=0.0, label_smoothing=label_smoothing)
+        hp = hyperparameters(learning_rate=3e-3, dropout=0.0, label_smoothing=label_smoothing)
         trial = fine_tuning(data, hp, epochs=6)
         train(trial, 6)
         return trial.history[-1].train_loss
 
-    assert final_loss(0.3) > final_loss(0.0) + 0.2
+    assert final_loss(0.3) > final_loss(0.0) + 0.1
 
 
 def test_a_trained_model_is_plain_transformers(data: EncodedData) -> None:

@@ -43,9 +43,9 @@ def losses(trial: FineTuning) -> list[float]:
 @pytest.mark.parametrize(("task", "strategy"), PAIRS)
 def test_every_strategy_trains(encoded: Encode, task: TaskName, strategy: StrategyName) -> None:
     data = encoded(task)
-    trial = fine_tuning(data, strategy, dropout=0.0)
+    trial = fine_tuning(data, strategy, dropout=0.0, epochs=8)
     before, start = weights(trial), trial.evaluate(data.train)
-    results = [trial.train_epoch() for _ in range(3)]
+    results = [trial.train_epoch() for _ in range(8)]
     assert trial.evaluate(data.train)["loss"] < start["loss"]
     for result in results:
         assert set(result.metrics) == set(TASK_RULES[task].metrics)
