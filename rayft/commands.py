@@ -195,7 +195,8 @@ def _export_winner(
     record = run.best / RECORD
     if record.exists():
         best: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
+        is_whole = {"final", "interval"} <= best.keys()  # an earlier version's isn't
+        if is_whole and (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
             publish_model(run, run.best.name)
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
