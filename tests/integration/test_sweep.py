@@ -15,7 +15,7 @@ from tests.integration.conftest import Project, environment
 
 SPACE = {
     "strategy": ["full", "partial", "layerwise", "adversarial", "lora"],
-    "learning_rate": {"low": 1e-3, "high": 2e-2, "log": True},
+    "learning_rate": {"low": 2e-3, "high": 5e-3, "log": True},
     "freeze_depth": {"low": 1, "high": 3, "when": {"strategy": "partial"}},
 }
 START = [{"strategy": name} for name in SPACE["strategy"]]
@@ -23,7 +23,12 @@ START = [{"strategy": name} for name in SPACE["strategy"]]
 
 @pytest.fixture(scope="module")
 def output(project: Project) -> str:
-    project.write_sweep(search_space=SPACE, search={"trials": 6, "start_with": START}, cluster={"concurrent_trials": 2})
+    project.write_sweep(
+        search_space=SPACE,
+        training={"epochs": 4, "batch_size": 4},  # which such a model takes to learn anything
+        search={"trials": 6, "start_with": START},
+        cluster={"concurrent_trials": 2},
+    )
     return project.rayft("sweep", "sweep.yaml")
 
 
@@ -48,7 +53,7 @@ def test_every_trial_is_on_record_and_over(project: Project, run: Path) -> None:
     assert {trial["params"]["strategy"] for trial in trials} == set(SPACE["strategy"])
     for trial in trials:
         assert ("freeze_depth" in trial["params"]) == (trial["params"]["strategy"] == "partial")
-        assert trial["epochs"] == 2 if trial["state"] == "complete" else trial["epochs"] == 1
+        assert trial["epochs"] == 4 if trial["state"] == "complete" else trial["epochs"] in (1, 3)
 
 
 def test_the_winner_is_the_best_trial_and_scores_what_the_search_said(project: Project, run: Path) -> None:
