@@ -194,6 +194,7 @@ def main() -> None:
 
 
 def _show(finished: "Finished", quiet: bool, as_json: bool) -> None:
+    from rayft.report.selection import front_of
     from rayft.report.tables import output_console, trials_table, winner_table
 
     folder = finished.run.path
@@ -205,7 +206,7 @@ def _show(finished: "Finished", quiet: bool, as_json: bool) -> None:
         return
     console, search = output_console(), finished.config.search
     run = finished.run.remote_address or shown_path(folder)
-    console.print(trials_table(finished.records, finished.config.metric, finished.config.mode))
+    console.print(trials_table(finished.records, finished.config, front_of(finished.records, finished.config)))
     console.print(winner_table(finished.best, Path(shown_path(finished.run.best))))
     commands = [f"tensorboard {run}", f"trials {run}", f"resume {run} --trials {2 * search.trials}"]
     console.print("next:  " + "\n       ".join(f"rayft {command}" for command in commands))

@@ -45,22 +45,25 @@ def trials(
     run: RunAddress,
     state: States = None,
     strategy: Strategies = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Only trials that no other one beats in all of search.metric.")
+    ] = False,
     top: Annotated[int | None, typer.Option(min=1, metavar="N", help="The N best of these.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Lists the trials of a run, best first; also while it runs."""
     _check_choices({"--state": (state, completion.STATES), "--strategy": (strategy, STRATEGIES)})
-    from rayft.report.selection import Selection
+    from rayft.report.selection import Selection, front_of
     from rayft.report.tables import output_console, trials_json, trials_table
 
     _, config, study = open_run(run)
     records = study.records()
-    selection = Selection(tuple(state or ()), tuple(strategy or ()), top)
-    wanted = selection.of(records, config)
+    selection = Selection(tuple(state or ()), tuple(strategy or ()), front, top)
+    wanted, on_front = selection.of(records, config), front_of(records, config)
     if as_json:
-        typer.echo(json.dumps(trials_json(wanted), indent=2))
+        typer.echo(json.dumps(trials_json(wanted, config, on_front), indent=2))
     elif wanted:
-        output_console().print(trials_table(wanted, config.metric, config.mode))
+        output_console().print(trials_table(wanted, config, on_front))
     else:
         typer.echo(selection.nothing(records, config))
 

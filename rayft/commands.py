@@ -13,9 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rayft.config import SweepConfig, Value
 from rayft.config_paths import with_absolute_paths
+from rayft.config_tasks import LATENCY
 from rayft.data.encode import MANIFEST
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import SWEEP_FILE, Fault, RayftError, RunError, SweepFailedError, UserError
+from rayft.export.record import RECORD, front_record
 from rayft.export.verify import Verifier
 from rayft.report.loggers import check_installed, trial_loggers
 from rayft.report.progress import Progress
@@ -26,7 +28,7 @@ from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.ranking import leaders
 from rayft.sweep.read_data import read_data
 from rayft.sweep.run_folder import RunFolder, first_line
-from rayft.sweep.search import search
+from rayft.sweep.search import check_and_encode, search
 from rayft.sweep.study import SweepStudy, TrialRecord
 from rayft.tasks import get_task
 from rayft.training.results import EpochResult
@@ -158,8 +160,16 @@ def export_trial(run: RunFolder, number: int | None, to: Path | None) -> tuple[d
         folder = to or (run.best if is_winner else run.path / f"export-{trial.number}")
         with Verifier() as verifier:
             decision = decide(config, records) if is_winner else None
+            front = front_record(config, records)
             exported = export_model(
-                config, run.path, trial, folder.resolve(), verifier, score_test=is_winner, decision=decision
+                config,
+                run.path,
+                trial,
+                folder.resolve(),
+                verifier,
+                score_test=is_winner,
+                decision=decision,
+                front=front,
             )
         if to is None:
             publish_model(run, folder.name)
@@ -189,14 +199,17 @@ def _export_winner(
 ) -> dict[str, Any]:
     """Exports the winner to `best/`, unless it lies there already; remote storage may lack it even then."""
     from rayft.export.model_folder import export_model
-    from rayft.export.record import RECORD
 
-    winner = find_winner(config, run, study)
+    winner, front = find_winner(config, run, study), front_record(config, study.records())
     record = run.best / RECORD
     if record.exists():
         best: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        is_whole = {"final", "interval"} <= best.keys()  # an earlier version's isn't
-        if is_whole and (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
+        is_whole = {"final", "interval", "front"} <= best.keys()  # an earlier version's isn't
+        if is_whole and (best["trial"], best["checkpoint_digest"], best["front"]) == (
+            winner.number,
+            winner.digest,
+            front,
+        ):
             publish_model(run, run.best.name)
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
@@ -205,7 +218,9 @@ def _export_winner(
     if decision is not None:
         for sentence in decision.in_words(config.metric):
             progress.note(sentence)
-    exported = export_model(config, run.path, winner, run.best, verifier, score_test=True, decision=decision)
+    exported = export_model(
+        config, run.path, winner, run.best, verifier, score_test=True, decision=decision, front=front
+    )
     publish_model(run, run.best.name)
     return exported
 
@@ -233,7 +248,14 @@ def _run(
                     last = _LastTrial(config.search.trials - 1, verifier)
                     watchers: tuple[Watcher, ...] = (events, progress, last, *loggers, *others)
                     to_run = max(to_run, last_runs)
-                    search(OpenSweep(config, run, study, watchers, to_run, progress.note), address, splits)
+                    sweep = OpenSweep(config, run, study, watchers, to_run, progress.note)
+                    if LATENCY in config.objectives:
+                        from rayft.export.latency import measure_latencies
+
+                        check_and_encode(sweep, splits)
+                        measure_latencies(config, run, progress.note)
+                        splits = None
+                    search(sweep, address, splits)
             progress.stop()
             best = _export_winner(config, run, study, progress, verifier)
             _report(config, run, study, progress)

@@ -4,7 +4,7 @@ Imports neither torch nor ray, so that `rayft --help` and a typo's error are ins
 """
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
@@ -29,7 +29,17 @@ from rayft.config_space import (
     start_faults,
     strategy_faults,
 )
-from rayft.config_tasks import LOWER_IS_BETTER, TASK_RULES, MetricName, TaskName, TaskRules, task_faults
+from rayft.config_tasks import (
+    COSTS,
+    LATENCY,
+    LOWER_IS_BETTER,
+    TASK_RULES,
+    MetricName,
+    ObjectiveName,
+    TaskName,
+    TaskRules,
+    task_faults,
+)
 
 __all__ = [
     "MODEL",
@@ -48,6 +58,7 @@ __all__ = [
     "LoggerName",
     "MetricName",
     "Mode",
+    "ObjectiveName",
     "Precision",
     "Range",
     "SearchConfig",
@@ -91,6 +102,14 @@ def _is_loggers(value: Any) -> bool:
     return isinstance(value, list) and all(name in names and value.count(name) == 1 for name in value)
 
 
+def _is_objectives(value: Any) -> bool:
+    names = as_list(value)
+    metrics = get_args(MetricName)
+    is_known = names != [] and names[0] in metrics and all(name in (*metrics, *COSTS) for name in names)
+    return value is None or (is_known and len({*names}) == len(names) <= _MOST_OBJECTIVES)
+
+
+_MOST_OBJECTIVES = 3
 _FILES = "a file, a glob, a list of files, a saved dataset folder or hub:NAME[:CONFIG]"
 Source = Annotated[str | list[str], must_be(_FILES, _is_source)]
 SourceOrFraction = Annotated[
@@ -176,10 +195,17 @@ def parse_duration(raw: Any) -> Any:
 class SearchConfig(StrictModel):
     """What is searched for, how long, and by which sampler."""
 
-    metric: MetricName | None = None
-    """The task's own if not given; see `SweepConfig.metric`."""
+    metric: Annotated[
+        MetricName | list[ObjectiveName] | None,
+        must_be(
+            f"one of {', '.join(get_args(MetricName))}; or a list of two or three that starts with one of these and "
+            f"may go on with {' and '.join(COSTS)}",
+            _is_objectives,
+        ),
+    ] = None
+    """The task's own if not given; of several, the first is what the winner is chosen by. See `SweepConfig.metric`."""
     mode: Mode | None = None
-    """Follows from the metric if not given; see `SweepConfig.mode`."""
+    """Follows from the metric if not given, and always where there are several; see `SweepConfig.modes`."""
     trials: int = Field(16, ge=1)
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(None, gt=0)
     """Seconds, or 90s, 30m, 1h30m: no epoch is started after it."""
@@ -297,14 +323,26 @@ class SweepConfig(StrictModel):
         return TASK_RULES[self.task]
 
     @property
+    def objectives(self) -> tuple[ObjectiveName, ...]:
+        """All that is searched for; of several, each trial that no other one beats in all is as good as any."""
+        return tuple(as_list(self.search.metric or self.rules.default_metric))
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """For each objective, whether less or more of it is better."""
+        if self.search.mode is not None:
+            return (self.search.mode,)
+        return tuple("min" if name in LOWER_IS_BETTER else "max" for name in self.objectives)
+
+    @property
     def metric(self) -> MetricName:
-        """What is searched for."""
-        return self.search.metric or self.rules.default_metric
+        """What is searched for, and of several objectives what the winner is chosen by."""
+        return cast("MetricName", self.objectives[0])
 
     @property
     def mode(self) -> Mode:
         """Whether less or more of it is better."""
-        return self.search.mode or ("min" if self.metric in LOWER_IS_BETTER else "max")
+        return self.modes[0]
 
     @property
     def strategies(self) -> list[StrategyName]:
@@ -318,9 +356,14 @@ class SweepConfig(StrictModel):
     @property
     def notes(self) -> list[str]:
         """What is allowed and yet may not be meant."""
+        notes = []
         if self.training.compile and "dropout" in self.search_space:
-            return ["training.compile compiles anew, for some 10 s per worker, for each value of search_space.dropout"]
-        return []
+            notes.append(
+                "training.compile compiles anew, for some 10 s per worker, for each value of search_space.dropout"
+            )
+        if LATENCY in self.objectives and len(self.models) == 1:
+            notes.append(f"search.metric {LATENCY} is the same for every trial: it differs only between models")
+        return notes
 
     @field_validator("storage")
     @classmethod
@@ -361,7 +404,7 @@ class SweepConfig(StrictModel):
                 "data": self.data.model_fields_set,
                 "data.columns": self.data.columns.model_fields_set,
             },
-            self.search.metric,
+            self.objectives,
             self.strategies,
         )
         if (
@@ -370,6 +413,8 @@ class SweepConfig(StrictModel):
             and "unlabeled" in self.rules.data_keys
         ):
             faults.append(("data.unlabeled", "no strategy of this sweep reads it; adversarial would"))
+        if self.search.mode is not None and len(self.objectives) > 1:
+            faults.append(("search.mode", "must not be given with several metrics, each of which has its own"))
         if faults:
             raise FaultList(faults)
         return self

@@ -32,7 +32,14 @@ MetricName = Literal[
     "token_accuracy",
     "perplexity",
 ]
-LOWER_IS_BETTER: frozenset[MetricName] = frozenset({"loss", "mse", "mae", "perplexity"})
+CostName = Literal["latency_ms", "train_seconds"]
+ObjectiveName = MetricName | CostName
+LATENCY: CostName = "latency_ms"
+"""Of the exported model: one call of its pipeline on one row, for causal-lm with one new token."""
+TRAIN_SECONDS: CostName = "train_seconds"
+"""Of a trial, up to its best epoch."""
+COSTS: tuple[CostName, ...] = (LATENCY, TRAIN_SECONDS)
+LOWER_IS_BETTER: frozenset[ObjectiveName] = frozenset({"loss", "mse", "mae", "perplexity", *COSTS})
 
 TASK_HYPERPARAMETERS: frozenset[str] = frozenset({"label_smoothing", "flip", "crop", "randaugment"})
 """What only some tasks read."""
@@ -112,14 +119,17 @@ TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
 
 def task_faults(
-    task: TaskName, given: Mapping[str, Collection[str]], metric: MetricName | None, strategies: Sequence[StrategyName]
+    task: TaskName,
+    given: Mapping[str, Collection[str]],
+    objectives: Sequence[ObjectiveName],
+    strategies: Sequence[StrategyName],
 ) -> Faults:
     """What the task doesn't read, measure or train with.
 
     Args:
         task: The task.
         given: The keys of each section that the file has.
-        metric: The metric that it names, if it does.
+        objectives: What it searches for.
         strategies: All that a trial may have.
     """
     rules = TASK_RULES[task]
@@ -138,9 +148,10 @@ def task_faults(
     if task == "causal-lm" and {"text", "messages"} <= {*given["data.columns"]}:
         faults.append(("data.columns", "causal-lm trains on text or on messages, not both"))
     measured = _measured(task)
-    if metric is not None and metric not in measured:
-        rule = f"must be one that task {task} measures, {', '.join(measured)}, but got {metric!r}"
-        faults.append(("search.metric", rule))
+    for name in objectives:
+        if name not in measured and name not in COSTS:
+            rule = f"must be one that task {task} measures, {', '.join(measured)}, but got {name!r}"
+            faults.append(("search.metric", rule))
     for strategy in strategies:
         if strategy in rules.refused:
             section = "search_space" if "strategy" in given["search_space"] else "training"

@@ -680,3 +680,50 @@ def test_what_makes_compiling_slow_is_said() -> None:
 )
 def test_what_of_an_address_are_credentials(address: str, has_some: bool) -> None:
     assert holds_credentials(address) is has_some
+
+
+# --- several objectives
+
+
+def test_several_metrics_have_a_direction_each_and_the_first_decides() -> None:
+    config = sweep(search={"metric": ["macro_f1", "loss", "train_seconds"]})
+    assert config.objectives == ("macro_f1", "loss", "train_seconds")
+    assert config.modes == ("max", "min", "min")
+    assert (config.metric, config.mode) == ("macro_f1", "max")
+    assert sweep(search={"metric": "loss"}).objectives == ("loss",)
+    assert sweep().objectives == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "latency_ms",
+        ["latency_ms", "accuracy"],
+        [],
+        ["accuracy", "accuracy"],
+        ["accuracy", "latency"],
+        {"accuracy": 1},
+        ["accuracy", "loss", "latency_ms", "train_seconds"],
+        [["accuracy"]],
+    ],
+)
+def test_other_lists_of_metrics_are_refused_in_one_sentence(metric: Any) -> None:
+    found = faults(search={"metric": metric})
+    assert found["search.metric"].startswith("must be one of loss, accuracy, ")
+    assert "may go on with latency_ms and train_seconds, but got" in found["search.metric"]
+
+
+def test_metrics_of_another_task_and_a_direction_for_several_are_refused() -> None:
+    assert faults(search={"metric": ["accuracy", "mse"], "mode": "max"}) == {
+        "search.metric": "must be one that task text-classification measures, loss, accuracy, macro_f1, weighted_f1, "
+        "matthews_correlation, micro_f1, but got 'mse'",
+        "search.mode": "must not be given with several metrics, each of which has its own",
+    }
+
+
+def test_a_latency_that_no_trial_can_change_is_noted() -> None:
+    search = {"metric": ["accuracy", "latency_ms"]}
+    assert sweep(search=search).notes == [
+        "search.metric latency_ms is the same for every trial: it differs only between models"
+    ]
+    assert sweep(search=search, model=["one", "two"]).notes == []

@@ -56,7 +56,7 @@ was within {tolerance} of what the search had recorded, but for rows that roundi
 {results}
 
 {interval}
-{final}{classes}
+{front}{final}{classes}
 ## Use
 
 ```python
@@ -109,6 +109,7 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
             ["metric", *splits], [[name, *(f"{best[s][name]:.4f}" for s in splits)] for name in best["validation"]]
         ),
         interval=_interval(best),
+        front=_front(best),
         final=_final(best),
         classes=_class_tables(best, splits[-1]),
         example=_EXAMPLES[config.task].format(
@@ -144,6 +145,17 @@ def _interval(best: Mapping[str, Any]) -> str:
     low, high = best["interval"]["95%"]
     about = f"{best['metric']} on {best['interval']['split']}"
     return f"95 % interval of {about}: {low:.4f} to {high:.4f} (bootstrap over rows)."
+
+
+def _front(best: Mapping[str, Any]) -> str:
+    """The trials among which this one was chosen, if the search was for more than one thing."""
+    if best["front"] is None:
+        return ""
+    names = [*best["objectives"]]
+    rows = [[one["trial"], *(f"{one['objectives'][name]:.4f}" for name in names)] for one in best["front"]]
+    timed = "" if best["latency_ms"] is None else f" This model takes {best['latency_ms']:.2f} ms for one row."
+    text = f"The search was for {' and '.join(names)}. No trial beats one of these in all:"
+    return f"\n{text}\n\n{_table(['trial', *names], rows)}\n\n{timed.strip()}\n"
 
 
 def _final(best: Mapping[str, Any]) -> str:

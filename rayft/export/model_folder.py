@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 import rayft
 from rayft.config import SweepConfig
+from rayft.config_tasks import LATENCY
 from rayft.data.encode import RAW, EncodedData
 from rayft.errors import CheckpointError, Fault, RunError
 from rayft.export.model_card import model_card
@@ -38,6 +40,7 @@ def export_model(
     *,
     score_test: bool,
     decision: Decision | None = None,
+    front: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Exports the best epoch of a trial and proves it before anything appears at `to`.
 
@@ -49,6 +52,7 @@ def export_model(
         verifier: What proves it.
         score_test: Whether to score the test split, which is for the sweep's winner only.
         decision: What the last stage found, if the trial is the winner and there was one.
+        front: What `front_record` says of the sweep.
 
     Returns:
         What `rayft.json` holds.
@@ -68,9 +72,13 @@ def export_model(
         verifier.start()
         precision = write_model(config, run, trial, data, partial)
         score_test = score_test and data.test is not None
-        scores = verifier.verify(partial, data, encoded / RAW, trial.metrics, precision, score_test, config.metric)
+        timed = LATENCY in config.objectives
+        scores = verifier.verify(
+            partial, data, encoded / RAW, trial.metrics, precision, score_test, config.metric, latency=timed
+        )
         best = _record(config, trial, data, precision, scores)
         best["final"] = None if decision is None else decision.state_dict(config.metric)
+        best["front"] = front
         (partial / "README.md").write_text(model_card(config, best), encoding="utf-8")
         (partial / RECORD).write_text(json.dumps(best, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _move_into_place(partial, to)
@@ -111,10 +119,7 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, data: Encode
     checkpoint = run / trial.checkpoint
     state = read_checkpoint(checkpoint, trial.digest)
     hp = resolve(config, trial.params)
-    task, name = get_task(config.task), model_of(config, trial.params)
-    preprocessor = load_preprocessor(name, task)
-    padding = data.pad_token_id if data.train.has_tokens else None
-    model = load_model(name, task, data.label_names, padding, config.search.seed)
+    model = _untrained(config, model_of(config, trial.params), data)
     layers, strategy = map_layers(model), get_strategy(hp.strategy)
     module = strategy.prepare(model, layers, with_freeze_depth(hp, layers))
     trained = trained_tensors(module)
@@ -124,12 +129,35 @@ def write_model(config: SweepConfig, run: Path, trial: TrialRecord, data: Encode
     with torch.no_grad():
         for name, tensor in state.model.items():
             trained[name].copy_(tensor)
+    _save(config, model_of(config, trial.params), strategy.exported(module), data, folder)
+    return state.precision
+
+
+def write_untrained(config: SweepConfig, name: str, data: EncodedData, folder: Path) -> None:
+    """Writes a model as a trial's would be, but for its values: layers and sizes are those of any export of it.
+
+    Args:
+        config: The sweep.
+        name: One of its models.
+        data: The data as that model reads it.
+        folder: Where to write; made if it doesn't exist.
+    """
+    _save(config, name, _untrained(config, name, data), data, folder)
+
+
+def _untrained(config: SweepConfig, name: str, data: EncodedData) -> PreTrainedModel:
+    padding = data.pad_token_id if data.train.has_tokens else None
+    return load_model(name, get_task(config.task), data.label_names, padding, config.search.seed)
+
+
+def _save(config: SweepConfig, name: str, model: PreTrainedModel, data: EncodedData, folder: Path) -> None:
+    task = get_task(config.task)
+    preprocessor = load_preprocessor(name, task)
     with quiet():
-        task.finish(strategy.exported(module), data).save_pretrained(folder)
+        task.finish(model, data).save_pretrained(folder)
     if task.preprocessor == "tokenizer":
         preprocessor.model_max_length = config.data.max_length  # so that `truncation=True` alone cuts as training did
     preprocessor.save_pretrained(folder)
-    return state.precision
 
 
 def _record(
@@ -144,6 +172,8 @@ def _record(
         "params": trial.params,
         "hyperparameters": resolve(config, trial.params).model_dump(),
         "metric": config.metric,
+        "objectives": trial.objectives(config.metric),
+        "latency_ms": scores.latency_ms,
         "validation": trial.metrics,
         "test": scores.metrics.get("test"),
         "verification": {
@@ -156,6 +186,7 @@ def _record(
         "columns": config.data.columns.model_dump(),
         "interval": {"split": "test" if "test" in scores.metrics else "validation", "95%": scores.interval},
         "classes": scores.classes,
+        "pairs": scores.pairs,
         "rows": {split.name: len(split) for split in splits if split is not None},
         "max_length": config.data.max_length if data.train.has_tokens else None,
         "checkpoint_digest": trial.digest,

@@ -1,14 +1,34 @@
 """What an exported model folder says about itself, without the weight of what exports it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rayft.config import Columns, TaskName
+from rayft.config import Columns, SweepConfig, TaskName
 from rayft.errors import Fault, ModelError
+from rayft.sweep.ranking import pareto_front
+from rayft.sweep.study import TrialRecord
 
 RECORD = "rayft.json"
+
+
+def front_record(config: SweepConfig, records: Sequence[TrialRecord]) -> list[dict[str, Any]] | None:
+    """The search's trials that no other one beats in all objectives, as the record has them; None with one objective.
+
+    Args:
+        config: The sweep.
+        records: Its trials, in any order.
+    """
+    if len(config.objectives) == 1:
+        return None
+    search = [record for record in records if record.role == "search"]
+    return [
+        {"trial": record.number, "params": record.params, "objectives": record.objectives(config.metric)}
+        for record in pareto_front(search, config.modes)
+    ]
 
 
 class ModelRecord(BaseModel):

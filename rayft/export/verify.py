@@ -31,12 +31,16 @@ class Scores:
         metrics: All metrics by split.
         interval: The 95 % bootstrap interval of the metric that was asked for, on the last split.
         classes: Each class's rows, precision, recall and F1, by split and class; empty where there are none.
+        pairs: Some true numbers beside those that the model gives, by split; empty where it gives none.
+        latency_ms: What the model takes for one row, if that was asked for.
     """
 
     device: str
     metrics: dict[str, dict[str, float]]
     interval: list[float]
     classes: dict[str, dict[str, dict[str, Any]]]
+    pairs: dict[str, list[list[float]]]
+    latency_ms: float | None
 
 
 class Verifier:
@@ -76,6 +80,7 @@ class Verifier:
         precision: str,
         score_test: bool,
         metric: str = "loss",
+        latency: bool = False,
     ) -> Scores:
         """Scores a model folder and holds validation against the record.
 
@@ -87,26 +92,42 @@ class Verifier:
             precision: `fp32` or `bf16`, which they were measured in.
             score_test: Whether to score the test split as well, in the same process.
             metric: What to give the interval of, on test if that is scored and else on validation.
+            latency: Whether to time the model as well.
 
         Raises:
             VerificationError: The model can't be loaded or scored, or a metric is further than `TOLERANCE` from the
                 record.
         """
-        self.start()
-        assert self._process is not None
         splits = ("validation", "test") if score_test else ("validation",)
-        arguments = [data.task, str(folder.resolve()), str(raw.resolve()), *splits]
-        arguments += [f"--rounding={TOLERANCE[precision]}", *(["--bf16"] if precision == "bf16" else [])]
-        arguments += [f"--facts={json.dumps(data.facts)}", f"--metric={metric}"]
-        process = self._process
-        output, errors = process.communicate(json.dumps(arguments) + "\n")
-        self._process = None
+        arguments = [*splits, f"--rounding={TOLERANCE[precision]}", *(["--bf16"] if precision == "bf16" else [])]
+        arguments += [f"--facts={json.dumps(data.facts)}", f"--metric={metric}", *(["--latency"] if latency else [])]
+        result = self._ask(folder, data, raw, arguments)
+        compare(result["metrics"]["validation"], recorded, TOLERANCE[precision], result["slack"]["validation"])
+        names = ("device", "metrics", "interval", "classes", "pairs")
+        return Scores(**{name: result[name] for name in names}, latency_ms=result.get("latency_ms"))
+
+    def latency_ms(self, folder: Path, data: EncodedData, raw: Path) -> float:
+        """What a model folder takes for one row, in milliseconds; see `scorers.latency`.
+
+        Raises:
+            VerificationError: The model can't be loaded.
+        """
+        return float(self._ask(folder, data, raw, ["--latency"])["latency_ms"])
+
+    def _ask(self, folder: Path, data: EncodedData, raw: Path, options: list[str]) -> dict[str, Any]:
+        self.start()
+        process, self._process = self._process, None
+        assert process is not None
+        arguments = [data.task, str(folder.resolve()), str(raw.resolve()), *options]
+        try:
+            output, errors = process.communicate(json.dumps(arguments) + "\n")
+        finally:
+            process.kill()  # an interrupt in the middle must not leave it behind
         if process.returncode != 0:
             last = (errors.strip() or f"exit status {process.returncode}").splitlines()[-1]
             raise VerificationError(f"the exported model can't be loaded and scored by plain transformers: {last}")
-        result = json.loads(output.splitlines()[-1])
-        compare(result["metrics"]["validation"], recorded, TOLERANCE[precision], result["slack"]["validation"])
-        return Scores(result["device"], result["metrics"], result["interval"], result["classes"])
+        found: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return found
 
 
 def compare(

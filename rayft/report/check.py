@@ -117,6 +117,7 @@ def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
         "task": config.task,
         "metric": config.metric,
         "mode": config.mode,
+        "objectives": dict(zip(config.objectives, config.modes, strict=True)),
         "trials": config.search.trials,
         "epochs": config.training.epochs,
         "data": {

@@ -82,7 +82,7 @@ def _of_epoch(result: EpochResult) -> dict[str, float]:
 
 
 def _best(record: "TrialRecord") -> dict[str, float]:
-    return {f"best/{name}": value for name, value in record.metrics.items()}
+    return {f"best/{name}": value for name, value in record.measured.items()}
 
 
 def _of_end(record: "TrialRecord") -> dict[str, Value]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayft.config import SweepConfig, Value
-from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_params
+from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_params, format_scores
 from rayft.sweep.ranking import is_better
 from rayft.training.results import EpochResult
 
@@ -108,7 +108,7 @@ class Progress:
             epochs = f"{record.epochs} epoch{'' if record.epochs == 1 else 's'}"
             line = f"trial {record.number} {record.state} after {epochs}"
             if record.value is not None:
-                line += f", {self._config.metric} {format_metric(record.value)}"
+                line += f", {format_scores(record.objectives(self._config.metric))}"
             reason = f" ({record.reason})" if record.reason else ""
             summary = f"{self._counts()}; best {self._best_line()}; {self._pace()}"
         if record.state == "failed":  # a failure stays on the screen, above the live view

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rayft.config import SweepConfig
 from rayft.report.tables import ranked
 from rayft.search_space import resolve
+from rayft.sweep.ranking import pareto_front
 from rayft.sweep.study import TrialRecord
 
 
@@ -17,20 +18,24 @@ class Selection:
     Attributes:
         states: Of trials; all if there are none.
         strategies: Likewise.
+        front: Whether only those that no other trial beats in all objectives.
         top: How many of those, the best; all if None.
     """
 
     states: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
+    front: bool = False
     top: int | None = None
 
     def of(self, records: Sequence[TrialRecord], config: SweepConfig) -> list[TrialRecord]:
         """The trials that are wanted, the best first."""
+        on_front = front_of(records, config)
         wanted = [
             record
             for record in ranked(records, config.mode)
             if (not self.states or record.state in self.states)
             and (not self.strategies or strategy_of(record, config) in self.strategies)
+            and (not self.front or record.number in on_front)
         ]
         return wanted[: self.top]
 
@@ -43,6 +48,12 @@ class Selection:
         states = _counts(record.state for record in records)
         strategies = _counts(strategy_of(record, config) for record in records)
         return f"no trial {asked}; the run has {states}; by strategy {strategies}"
+
+
+def front_of(records: Sequence[TrialRecord], config: SweepConfig) -> frozenset[int]:
+    """The numbers of the search's trials that no other one beats in all objectives; of one, the best one's."""
+    search = [record for record in records if record.role == "search"]
+    return frozenset(record.number for record in pareto_front(search, config.modes))
 
 
 def strategy_of(record: TrialRecord, config: SweepConfig) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayft.config import MODEL, MetricName, Mode, Value
+from rayft.config import MODEL, Mode, SweepConfig, Value
 from rayft.sweep.ranking import leaders
 from rayft.sweep.study import TrialRecord
 
@@ -43,19 +43,20 @@ def progress_console(quiet: bool, as_json: bool) -> Console:
     return output_console(sys.stderr if as_json else None)
 
 
-def trials_table(records: Sequence[TrialRecord], metric: MetricName, mode: Mode) -> Table:
+def trials_table(records: Sequence[TrialRecord], config: SweepConfig, front: Collection[int] = ()) -> Table:
     """All trials, the best first.
 
     Args:
         records: The trials in any order.
-        metric: What they were searched for; the column's title.
-        mode: Whether less or more of it is better.
+        config: The sweep.
+        front: Where there are several objectives, the numbers of the trials that no other one beats in all.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("trial", "state", metric, "epochs", "time"):
+    several = len(config.objectives) > 1
+    for title in ("trial", "state", *config.objectives, *(["front"] if several else []), "epochs", "time"):
         table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    for record in ranked(records, mode):
+    for record in ranked(records, config.mode):
         about = Text(format_params(record.params))
         if record.role == "final":
             about = Text.assemble((repetition(record), "dim"), " ", about)
@@ -64,7 +65,8 @@ def trials_table(records: Sequence[TrialRecord], metric: MetricName, mode: Mode)
         table.add_row(
             str(record.number),
             Text(record.state, style=STATE_STYLES[record.state]),
-            format_metric(record.value),
+            *(format_metric(record.objectives(config.metric).get(name)) for name in config.objectives),
+            *(["*" if record.number in front else ""] if several else []),
             str(record.epochs),
             format_duration(record.seconds),
             about,
@@ -86,18 +88,31 @@ def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
     table.add_row("parameters", Text(format_params(best["params"])))
     for split in ("validation", "test"):
         if best[split] is not None:
-            table.add_row(split, ", ".join(f"{name} {format_metric(value)}" for name, value in best[split].items()))
+            table.add_row(split, format_scores(best[split]))
+    if best["latency_ms"] is not None:
+        table.add_row("latency", f"{best['latency_ms']:.2f} ms for one row")
     low, high = best["interval"]["95%"]
     about = f"{best['metric']} {format_metric(low)} to {format_metric(high)} on {best['interval']['split']}"
     table.add_row("95 % interval", f"{about} (bootstrap over rows)")
+    if front := best["front"]:
+        about = f"{len(front)} trials that no other one beats in all; best/ has the best {best['metric']}, and "
+        table.add_row("Pareto front", f"{about}`rayft export RUN --trial N` makes a model of another")
+        for one in front:
+            table.add_row("", f"trial {one['trial']}: {format_scores(one['objectives'])}")
     for sentence in (best["final"] or {}).get("words", ()):
         table.add_row("last stage", sentence)
     table.add_row("model", Text(str(folder)))
     return table
 
 
-def trials_json(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """What `rayft trials --json` prints: one object per trial, by number."""
+def trials_json(records: Sequence[TrialRecord], config: SweepConfig, front: Collection[int]) -> list[dict[str, Any]]:
+    """What `rayft trials --json` prints: one object per trial, by number.
+
+    Args:
+        records: The trials.
+        config: The sweep.
+        front: The numbers of the trials that no other one beats in all objectives.
+    """
     names = [
         "number",
         "state",
@@ -112,7 +127,11 @@ def trials_json(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
         "seed",
     ]
     ordered = sorted(records, key=lambda record: record.number)
-    return [{name: getattr(record, name) for name in names} for record in ordered]
+    return [
+        {name: getattr(record, name) for name in names}
+        | {"objectives": record.objectives(config.metric), "on_front": record.number in front}
+        for record in ordered
+    ]
 
 
 def ranked(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
@@ -158,6 +177,11 @@ def format_value(value: Value) -> str:
 def format_metric(value: float | None) -> str:
     """Four decimals, or a dash where there is no value."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def format_scores(values: Mapping[str, float]) -> str:
+    """`accuracy 0.9012, loss 0.2345`."""
+    return ", ".join(f"{name} {format_metric(value)}" for name, value in values.items())
 
 
 def format_duration(seconds: float) -> str:

@@ -135,7 +135,7 @@ class TrialEvents:
         session = self._sessions.pop(record.number)
         file = session.file
         if record.best_epoch is not None:
-            values = {f"best/{name}": value for name, value in record.metrics.items()}
+            values = {f"best/{name}": value for name, value in record.measured.items()}
             file.write(_scalars(record.best_epoch, values, time.time()))
             if counts := session.confusions.get(record.best_epoch):
                 file.write(_picture(record.best_epoch, "validation/confusion", confusion_png(counts, self._classes)))

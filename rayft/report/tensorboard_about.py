@@ -36,7 +36,7 @@ def hparam_value(domain: Domain, value: Value) -> str | int | float | bool:
 def _experiment(config: SweepConfig) -> Summary:
     """The search space and the metrics for the HParams tab, the searched one first."""
     hparams = [summary_v2.HParam(name, _domain(domain)) for name, domain in config.space.items()]
-    names = sorted(config.rules.metrics, key=lambda name: name != config.metric)
+    names = dict.fromkeys((*config.objectives, *config.rules.metrics))
     metrics = [
         summary_v2.Metric(f"best/{name}", display_name=name, dataset_type=summary_v2.Metric.VALIDATION)
         for name in names

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from rayft.config import MetricName, SweepConfig, Value
 from rayft.report.curve import Chart, CurvePoint, curve_of
-from rayft.report.tables import STATE_STYLES, format_duration, format_metric, format_value, ranked, repetition
+from rayft.report.selection import front_of
+from rayft.report.tables import STATE_STYLES, format_duration, format_scores, format_value, ranked, repetition
 from rayft.search_space import model_of, resolve, values_read
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.study import TrialRecord, TrialState
@@ -42,6 +43,8 @@ class TrialView:
         hyperparameters: Those that its strategy and task read, in the order of the configuration.
         metric: The search metric.
         value: That of the best epoch.
+        objectives: All that is searched for, at the best epoch.
+        on_front: Whether no other trial of the search beats it in all of these.
         best_epoch: From 1.
         epochs: Finished epochs.
         longest: The epochs that a trial trains at most.
@@ -61,6 +64,8 @@ class TrialView:
     hyperparameters: Mapping[str, Given]
     metric: MetricName
     value: float | None
+    objectives: Mapping[str, float]
+    on_front: bool
     best_epoch: int | None
     epochs: int
     longest: int
@@ -95,6 +100,8 @@ def view_trial(config: SweepConfig, run: RunFolder, records: Sequence[TrialRecor
         hyperparameters={name: Given(value, name in record.params) for name, value in read.items()},
         metric=config.metric,
         value=record.value,
+        objectives=record.objectives(config.metric),
+        on_front=record.number in front_of(records, config),
         best_epoch=record.best_epoch,
         epochs=record.epochs,
         longest=config.training.epochs,
@@ -121,8 +128,10 @@ def print_trial(view: TrialView, console: Console) -> None:
     about.add_row("time", f"{format_duration(view.seconds)} in {view.epochs} of {view.longest} epochs")
     if view.value is not None:
         about.add_row("best epoch", f"{view.best_epoch}")
-        scores = [f"{name} {format_metric(value)}" for name, value in view.metrics.items()]
-        about.add_row("validation", ", ".join(scores))
+        about.add_row("validation", format_scores(view.metrics))
+        if len(view.objectives) > 1:
+            beaten = "no other trial beats it in all" if view.on_front else "another trial beats it in all"
+            about.add_row("searched for", f"{format_scores(view.objectives)}; {beaten}")
     about.add_row("checkpoint", Text(view.checkpoint or "none: only those of the leading trials are kept"))
     chart = None if view.best_epoch is None else Chart(view.curve, view.metric, view.best_epoch)
     for part in (about, _hyperparameter_table(view.hyperparameters), chart or "no epoch is finished"):

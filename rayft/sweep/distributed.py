@@ -9,6 +9,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rayft.config_tasks import LATENCY
 from rayft.errors import SweepFailedError
 from rayft.sweep.cluster import Placement
 from rayft.sweep.exchange import Exchange
@@ -106,7 +107,8 @@ def _tune(
     if role == "final":  # where each run goes to its end
         config = config.model_copy(update={"early_stopping": None})
     scheduler = make_scheduler(config)
-    searcher = StudySearcher(sweep.study, scheduler, config, groups, role)
+    latencies = sweep.run.latencies() if LATENCY in config.objectives else None
+    searcher = StudySearcher(sweep.study, scheduler, config, groups, role, latencies)
     recorder = Recorder(sweep, searcher)
     stopper = _Stopper(lambda: is_over() or recorder.stopped_by is not None, exchange)
     trainable = tune.with_parameters(Trial, exchange=exchange, metric=config.metric, epochs=config.training.epochs)
@@ -141,15 +143,15 @@ def _tune(
 
 def _start_exchange(sweep: OpenSweep, placement: Placement) -> ActorHandle:
     best = {
-        record.number: (record.best_epoch, record.value)
+        record.number: (record.best_epoch, record.point)
         for record in sweep.study.records()
         if record.best_epoch is not None and record.state != "failed" and record.role == "search"
     }
     # On the driver's node: without the driver it has no use, and without it the driver has none.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
-    max_failures, mode = sweep.config.cluster.max_failures, sweep.config.mode
-    return actor.remote(placement.groups, placement.workers, max_failures, mode, best)
+    max_failures, modes = sweep.config.cluster.max_failures, sweep.config.modes
+    return actor.remote(placement.groups, placement.workers, max_failures, modes, best)
 
 
 def _trial_name(trial: object) -> str:

@@ -5,14 +5,15 @@ which worker died on whose trial, hands the trial out again, and knows which epo
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rayft.config import Mode
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupLost, Interrupted, Outcome, TrialFailed
-from rayft.sweep.ranking import is_better
+from rayft.sweep.ranking import Point, dominates, is_better
 
 LEADERS = 3
-"""How many trials keep the checkpoint of their best epoch."""
+"""How many trials keep the checkpoint of their best epoch, besides those of the Pareto front."""
 
 
 @dataclass
@@ -61,17 +62,17 @@ class Exchange:
         slots: The number of worker groups.
         world_size: Workers per group.
         max_failures: How often one trial is handed out again after a worker was lost.
-        mode: Whether less or more of the metric is better.
-        best: Each earlier trial's best epoch and its value, when a sweep is resumed.
+        modes: For each objective, whether less or more of it is better.
+        best: Each earlier trial's best epoch and its point, when a sweep is resumed.
     """
 
     def __init__(
-        self, slots: int, world_size: int, max_failures: int, mode: Mode, best: dict[int, tuple[int, float]]
+        self, slots: int, world_size: int, max_failures: int, modes: Sequence[Mode], best: dict[int, tuple[int, Point]]
     ) -> None:
         self._slots = [_Slot() for _ in range(slots)]
         self._world_size = world_size
         self._max_failures = max_failures
-        self._mode = mode
+        self._modes = modes
         self._best = dict(best)
         self._closed = False
 
@@ -116,17 +117,19 @@ class Exchange:
             return None
         return await self._slots[slot].queues[rank].get()
 
-    async def is_leading(self, trial: int, epoch: int, value: float) -> bool:
-        """Takes in an epoch's value; returns whether it needs a checkpoint before it is reported.
+    async def is_leading(self, trial: int, epoch: int, point: Point) -> bool:
+        """Takes in an epoch's values; returns whether it needs a checkpoint before it is reported.
 
-        It does where it is its trial's best, and no more than two trials have a better one.
+        It does where it is its trial's best, and no more than two trials have a better one, or none dominates it.
         """
-        known = self._best.get(trial)
-        if known is not None and known[0] != epoch and not is_better(value, known[1], self._mode):
+        known, mode = self._best.get(trial), self._modes[0]
+        if known is not None and known[0] != epoch and not is_better(point[0], known[1][0], mode):
             return False
-        self._best[trial] = (epoch, value)
+        self._best[trial] = (epoch, point)
         others = [best for number, (_, best) in self._best.items() if number != trial]
-        return sum(is_better(other, value, self._mode) for other in others) < LEADERS
+        if sum(is_better(other[0], point[0], mode) for other in others) < LEADERS:
+            return True
+        return not any(dominates(other, point, self._modes) for other in others)
 
     async def report(self, slot: int, trial: int, done: EpochDone) -> None:
         """Takes in an epoch."""

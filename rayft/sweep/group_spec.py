@@ -20,6 +20,7 @@ def group_spec(config: SweepConfig, run: str, threads: int) -> GroupSpec:
         threads=threads,
         metric=config.metric,
         mode=config.mode,
+        objectives=config.objectives,
         precision=config.training.precision,
         cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
         compiled=config.training.compile,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rayft.config import Hyperparameters, Mode, Precision
+from rayft.config import Hyperparameters, Mode, ObjectiveName, Precision
 from rayft.sweep.ranking import FailureKind
 from rayft.training.results import EpochResult
 
@@ -19,6 +19,7 @@ class GroupSpec:
         threads: CPU threads per worker.
         metric: The search metric, whose best epoch's checkpoint is kept.
         mode: Whether less or more of it is better.
+        objectives: All that is searched for, of which that metric is the first.
         precision: What to compute in.
         cache_bytes: The most that the cache of frozen layers takes of a node's disk; 0 if there is to be none.
         compiled: Whether layers that train are compiled.
@@ -32,6 +33,7 @@ class GroupSpec:
     threads: int
     metric: str
     mode: Mode
+    objectives: tuple[ObjectiveName, ...]
     precision: Precision
     cache_bytes: int
     compiled: bool
@@ -48,6 +50,7 @@ class Assignment:
         hyperparameters: What it trains with.
         seed: Added to the sweep's seed.
         keeps: Whether its best epoch's checkpoint is kept, whoever leads.
+        latency_ms: What the exported model takes for a row, where that is searched for.
     """
 
     trial: int
@@ -55,6 +58,7 @@ class Assignment:
     hyperparameters: Hyperparameters
     seed: int = 0
     keeps: bool = False
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,13 @@ class EpochDone:
 
     Attributes:
         result: What it gave.
+        point: The value of each objective.
         digest: Of the epoch's checkpoint, which an epoch that leads the sweep has: what is on record can be exported.
         notes: What the worker has to say in the sweep's log, once each.
     """
 
     result: EpochResult
+    point: tuple[float, ...]
     digest: str | None = None
     notes: tuple[str, ...] = ()
 

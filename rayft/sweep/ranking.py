@@ -1,11 +1,14 @@
 """Which of two values, epochs or trials is the better one; light, since every process of a sweep asks that."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rayft.config import Mode
     from rayft.sweep.study import TrialRecord
+
+Point = Sequence[float]
+"""A value for each objective."""
 
 FailureKind = Literal["out_of_memory", "diverged", "error", "stalled", "infrastructure", "storage"]
 """Why a trial can't go on. With `storage` none can: a disk is full or a store away, which is no trial's fault."""
@@ -14,6 +17,13 @@ FailureKind = Literal["out_of_memory", "diverged", "error", "stalled", "infrastr
 def is_better(value: float, than: float, mode: "Mode") -> bool:
     """Whether a value of the metric beats another."""
     return value > than if mode == "max" else value < than
+
+
+def dominates(point: Point, other: Point, modes: "Sequence[Mode]") -> bool:
+    """Whether a point is no worse than another in any objective, and better in one."""
+    ours, theirs = tuple(point), tuple(other)
+    is_worse = any(is_better(b, a, mode) for a, b, mode in zip(ours, theirs, modes, strict=True))
+    return ours != theirs and not is_worse
 
 
 def best_epoch(values: dict[int, float], mode: "Mode") -> int | None:
@@ -25,8 +35,18 @@ def best_epoch(values: dict[int, float], mode: "Mode") -> int | None:
     return best
 
 
-def leaders(records: "Iterable[TrialRecord]", mode: "Mode", count: int) -> "list[TrialRecord]":
-    """The best trials that have a value, best first; of equals, the earlier one."""
+def leaders(records: "Iterable[TrialRecord]", mode: "Mode", count: int | None) -> "list[TrialRecord]":
+    """The best trials that have a value, best first, all if `count` is None; of equals, the earlier one."""
     scored = [record for record in records if record.value is not None and record.state != "failed"]
     sign = -1.0 if mode == "max" else 1.0
     return sorted(scored, key=lambda record: (sign * (record.value or 0.0), record.number))[:count]
+
+
+def pareto_front(records: "Iterable[TrialRecord]", modes: "Sequence[Mode]") -> "list[TrialRecord]":
+    """The trials that no other one dominates, the best in the first objective first; of equals, the earlier one."""
+    front: list[TrialRecord] = []
+    for record in leaders(records, modes[0], None):
+        if not any(dominates(one.point, record.point, modes) or one.point == record.point for one in front):
+            front.append(record)
+    # What comes later is no better in the first objective, but where it equals, it may be so in another.
+    return [one for one in front if not any(dominates(other.point, one.point, modes) for other in front)]

@@ -11,7 +11,7 @@ from ray import tune
 from rayft.sweep.exchange import LEADERS
 from rayft.sweep.open_sweep import OpenSweep
 from rayft.sweep.protocol import EpochDone, GroupLost, Outcome, TrialFailed
-from rayft.sweep.ranking import leaders
+from rayft.sweep.ranking import leaders, pareto_front
 from rayft.sweep.run_folder import checkpoint_path
 from rayft.sweep.searcher import DriverOnly, StudySearcher
 from rayft.sweep.study import TrialRecord
@@ -27,7 +27,7 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
     """
 
     def __init__(self, sweep: OpenSweep, searcher: StudySearcher) -> None:
-        self._mode = sweep.config.mode
+        self._modes = sweep.config.modes
         self._max_failures = sweep.config.cluster.max_failures
         self._lost_actors: Counter[int] = Counter()
         self._run = sweep.run
@@ -56,7 +56,7 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
             number, done = trial.config["assignment"].trial, outcome.result
             for note in outcome.notes:
                 logger.info("worker group %d: %s", trial.config["slot"], note)
-            self._study.record_epoch(number, done.epoch, done.metrics, done.seconds, outcome.digest)
+            self._study.record_epoch(number, done.epoch, done.metrics, done.seconds, outcome.digest, outcome.point)
             for watcher in self._watchers:
                 watcher.epoch(number, done)
 
@@ -119,13 +119,16 @@ class Recorder(DriverOnly, tune.Callback):  # type: ignore[misc]
         self._clear(ended)
 
     def _kept(self, ended: list[TrialRecord]) -> list[TrialRecord]:
-        """The trials that keep a checkpoint: the leaders of the search, and each configuration's best last run."""
+        """The trials that keep a checkpoint: the search's leaders and front, and each configuration's best last run."""
         finals: dict[int | None, list[TrialRecord]] = {}
         for record in ended:
             if record.role == "final":
                 finals.setdefault(record.final_of, []).append(record)
-        best = [one for own in finals.values() for one in leaders(own, self._mode, 1)]
-        return leaders((record for record in ended if record.role == "search"), self._mode, LEADERS) + best
+        kept = [one for own in finals.values() for one in leaders(own, self._modes[0], 1)]
+        search = [record for record in ended if record.role == "search"]
+        kept += leaders(search, self._modes[0], LEADERS)
+        numbers = {record.number for record in kept}
+        return kept + [record for record in pareto_front(search, self._modes) if record.number not in numbers]
 
     def _clear(self, ended: list[TrialRecord]) -> None:
         kept = {checkpoint_path(record.number, record.best_epoch or 0) for record in self._leaders}

@@ -24,6 +24,8 @@ from rayft.sweep_file import dump_sweep, load_sweep
 CopyKind = Literal["runs", "views"]
 
 ENVIRONMENT = "environment.json"
+LATENCIES = "latency.json"
+"""Where a sweep that searches for it keeps what each model takes for one row."""
 
 PACKAGES = ("rayft", "ray", "torch", "transformers", "peft", "optuna", "datasets", "scikit-learn", "numpy")
 
@@ -165,6 +167,21 @@ class RunFolder:
         except (OSError, ValueError, KeyError) as error:
             rule = f"must name the run's study, but can't be read ({type(error).__name__}); put a copy of it back"
             raise RunError([Fault(str(path), rule)]) from None
+
+    def latencies(self) -> dict[str, float]:
+        """What each model takes for one row once it is exported, in milliseconds, as far as it was measured.
+
+        Raises:
+            RunError: The file that holds it is damaged.
+        """
+        if not self.obtain(LATENCIES):
+            return {}
+        path = self.path / LATENCIES
+        try:
+            return {str(model): float(ms) for model, ms in json.loads(path.read_text(encoding="utf-8")).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            rule = f"must be a JSON object of models and milliseconds, but can't be read ({error}); delete it"
+            raise RunError([Fault(str(path), f"{rule}, and the models are timed again")]) from None
 
     @property
     def has_trials(self) -> bool:

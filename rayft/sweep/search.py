@@ -46,7 +46,7 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
                 sweep,
                 spec,
                 placement,
-                meanwhile=lambda: _check_and_encode(sweep, splits),
+                meanwhile=lambda: check_and_encode(sweep, splits),
                 is_over=lambda: interruption.requested or time.monotonic() > deadline,
             )
     if interruption.requested:
@@ -72,8 +72,12 @@ def _import_distributed() -> None:
         import rayft.sweep.distributed  # noqa: F401
 
 
-def _check_and_encode(sweep: OpenSweep, splits: Splits | None) -> None:
-    """Finds what can be wrong with the model, and tokenises the data unless an earlier run of the sweep has."""
+def check_and_encode(sweep: OpenSweep, splits: Splits | None) -> None:
+    """Finds what can be wrong with the model, and tokenises the data unless it is None: then that has been done.
+
+    Raises:
+        UserError: The model or the data doesn't fit the sweep.
+    """
     with imports.swiftly():
         from rayft.models.load import load_preprocessor
         from rayft.sweep.preflight import check_model

@@ -1,5 +1,6 @@
 """Hands Tune the next trial: an unfinished one of the record first, then a new one from Optuna."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,23 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
         config: The sweep.
         slots: Worker groups; no more trials than these run at a time.
         role: Which trials it hands out: the search's, or those of the last stage, all of which are open already.
+        latencies: What each model takes for one row, where that is searched for.
     """
 
     def __init__(
-        self, study: SweepStudy, scheduler: TrialScheduler, config: SweepConfig, slots: int, role: Role = "search"
+        self,
+        study: SweepStudy,
+        scheduler: TrialScheduler,
+        config: SweepConfig,
+        slots: int,
+        role: Role = "search",
+        latencies: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(metric=config.metric, mode=config.mode)
         self._study = study
         self._scheduler = scheduler
         self._config = config
+        self._latencies = latencies or {}
         self._free_slots = list(range(slots))
         self._running: set[int] = set()
         records = [record for record in study.records() if record.role == role]
@@ -95,7 +104,14 @@ class StudySearcher(DriverOnly, Searcher):  # type: ignore[misc]
         self._running.add(slot)
         record = self._study.record(number)
         model, hp = model_of(self._config, params), resolve(self._config, params)
-        assignment = Assignment(number, model, hp, seed=record.seed, keeps=record.role == "final")
+        assignment = Assignment(
+            number,
+            model,
+            hp,
+            seed=record.seed,
+            keeps=record.role == "final",
+            latency_ms=self._latencies.get(model),
+        )
         return {"slot": slot, "assignment": assignment, "reported": reported}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -80,7 +80,7 @@ class SweepStorage(InMemoryStorage):
     Args:
         url: The database, such as `sqlite:////runs/NAME/study.db`.
         name: The study's name.
-        direction: "maximize" or "minimize".
+        directions: "maximize" or "minimize", for each objective.
         create: Whether to make the study if there is none.
 
     Raises:
@@ -88,7 +88,7 @@ class SweepStorage(InMemoryStorage):
         KeyError: There is no such study, and it isn't to be made.
     """
 
-    def __init__(self, url: str, name: str, direction: Direction, *, create: bool = True) -> None:
+    def __init__(self, url: str, name: str, directions: Sequence[Direction], *, create: bool = True) -> None:
         super().__init__()
         database = _open_database(url)
         try:
@@ -96,7 +96,7 @@ class SweepStorage(InMemoryStorage):
         except KeyError:
             if not create:
                 raise
-            study = optuna.create_study(study_name=name, storage=database, direction=direction, load_if_exists=True)
+            study = optuna.create_study(study_name=name, storage=database, directions=directions, load_if_exists=True)
         self._engine = database.engine
         self._study_row = study._study_id
         self._study = super().create_new_study(study.directions, name)

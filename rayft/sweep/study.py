@@ -16,7 +16,7 @@ from optuna.trial import TrialState as OptunaState
 from rayft.config import SweepConfig
 from rayft.errors import Fault, RunError
 from rayft.search_space import Params, starting_points, suggest
-from rayft.sweep.ranking import FailureKind, best_epoch
+from rayft.sweep.ranking import FailureKind, Point, best_epoch
 from rayft.sweep.run_folder import RunFolder, checkpoint_path
 from rayft.sweep.samplers import make_sampler
 from rayft.sweep.storage import Direction, SweepStorage
@@ -53,6 +53,7 @@ class TrialRecord:
         role: Whether it is of the search, or of the last stage.
         final_of: In the last stage, the trial whose configuration it has; None for the untuned default.
         seed: In the last stage, what was added to the sweep's seed.
+        further: The values of the objectives besides the search metric, by epoch and name; none where that is all.
     """
 
     number: int
@@ -70,6 +71,27 @@ class TrialRecord:
     role: Role = "search"
     final_of: int | None = None
     seed: int = 0
+    further: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def point(self) -> tuple[float, ...]:
+        """The value of each objective at the best epoch; nothing before the first epoch."""
+        return tuple(self.objectives("").values())
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """All that was measured of the best epoch: every validation metric, and the further objectives."""
+        return self.metrics | self.further.get(self.best_epoch or 0, {})
+
+    def objectives(self, metric: str) -> dict[str, float]:
+        """The same by name.
+
+        Args:
+            metric: The search metric's.
+        """
+        if self.value is None or self.best_epoch is None:
+            return {}
+        return {metric: self.value, **self.further.get(self.best_epoch, {})}
 
 
 class SweepStudy:
@@ -91,9 +113,10 @@ class SweepStudy:
     def __init__(self, config: SweepConfig, url: str, name: str = STUDY_NAME, *, create: bool = True) -> None:
         self._config = config
         self._mode = config.mode
+        self._has_several = len(config.objectives) > 1
         with _quiet_optuna():
-            direction: Direction = "maximize" if self._mode == "max" else "minimize"
-            self._storage = SweepStorage(url, name, direction, create=create)
+            directions: list[Direction] = ["maximize" if mode == "max" else "minimize" for mode in config.modes]
+            self._storage = SweepStorage(url, name, directions, create=create)
             self._study = optuna.load_study(study_name=name, storage=self._storage)
         self._started = sum(trial.state != OptunaState.WAITING for trial in self._storage.trials())
         self._open: dict[int, optuna.Trial] = {}
@@ -160,7 +183,13 @@ class SweepStudy:
             return suggest(self._config, self._trial(number))
 
     def record_epoch(
-        self, number: int, epoch: int, metrics: dict[str, float], seconds: float, digest: str | None = None
+        self,
+        number: int,
+        epoch: int,
+        metrics: dict[str, float],
+        seconds: float,
+        digest: str | None = None,
+        point: Point | None = None,
     ) -> None:
         """Adds one finished epoch; one that is on record already stays as it is, unless it has a new checkpoint.
 
@@ -170,6 +199,7 @@ class SweepStudy:
             metrics: Every validation metric.
             seconds: What it took.
             digest: Of its checkpoint, if it has one.
+            point: The value of each objective, if there are several.
         """
         assert all(map(math.isfinite, metrics.values())), f"trial {number} epoch {epoch}: {metrics}"
         known = self._storage.trial(number)
@@ -179,8 +209,12 @@ class SweepStudy:
             return
         trial = self._trial(number)
         entry = {"metrics": metrics, "seconds": seconds, "checkpoint": digest}
+        if self._has_several:
+            assert point is not None
+            entry["point"] = [float(value) for value in point]
         with self._storage.transaction():
-            if epoch not in known.intermediate_values:  # what the sampler has been told stays
+            # Optuna takes no values by epoch where there are several objectives; otherwise what it was told stays.
+            if not self._has_several and epoch not in known.intermediate_values:
                 trial.report(metrics[self._config.metric], step=epoch)
             trial.set_user_attr("epochs", {**epochs, str(epoch): entry})
 
@@ -191,7 +225,7 @@ class SweepStudy:
             if reason:
                 self._trial(number).set_user_attr("reason", reason)
             if record.epochs >= self._config.training.epochs:
-                self._study.tell(number, record.value)
+                self._study.tell(number, record.point)
             else:
                 self._study.tell(number, state=OptunaState.PRUNED)
         self._open.pop(number, None)
@@ -232,6 +266,8 @@ class SweepStudy:
         attrs = trial.user_attrs
         epochs = {int(epoch): entry for epoch, entry in attrs.get("epochs", {}).items()}
         values = {epoch: entry["metrics"][self._config.metric] for epoch, entry in sorted(epochs.items())}
+        others = self._config.objectives[1:]
+        further = {epoch: dict(zip(others, epochs[epoch]["point"][1:], strict=True)) for epoch in values if others}
         best = best_epoch(values, self._mode)
         digest = None if best is None else epochs[best]["checkpoint"]
         final = attrs.get("final")
@@ -243,6 +279,7 @@ class SweepStudy:
             best_epoch=best,
             epochs=len(values),
             values=values,
+            further=further,
             metrics={} if best is None else epochs[best]["metrics"],
             seconds=sum(entry["seconds"] for entry in epochs.values()),
             checkpoint=None if digest is None or best is None else checkpoint_path(trial.number, best),

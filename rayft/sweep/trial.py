@@ -37,6 +37,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             "outcome": outcome,
             "epoch": outcome.result.epoch,
             self._metric: outcome.result.metrics[self._metric],
+            "point": outcome.point,
             "done": outcome.result.epoch >= self._epochs,
         }
 

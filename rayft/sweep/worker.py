@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 
+from rayft.config_tasks import LATENCY, TRAIN_SECONDS
 from rayft.errors import CheckpointError, RayftError
 from rayft.sweep.loaded_model import LoadedModels
 from rayft.sweep.protocol import Assignment, Command, EpochDone, GroupSpec, TrialFailed
@@ -96,11 +97,10 @@ def _carry_out(command: Command, group: "TrialWorker", exchange: Any, slot: int)
         group.save_last(trial)  # it goes on, so its last epoch is what a restart takes up
     result = group.epoch_after(command)
     if is_writer:
-        value = result.metrics[group.metric]
-        keeps = command.assignment.keeps
-        leads = keeps or ray.get(exchange.is_leading.remote(trial, result.epoch, value))
+        point = group.point(command.assignment, result)
+        leads = command.assignment.keeps or ray.get(exchange.is_leading.remote(trial, result.epoch, point))
         digest = group.checkpoint_digest(result.epoch) if leads else None
-        done = EpochDone(result, digest, group.notes.take())
+        done = EpochDone(result, point, digest, group.notes.take())
         ray.get(exchange.report.remote(slot, trial, done))
 
 
@@ -161,7 +161,7 @@ class TrialWorker:
         package = logging.getLogger("rayft")
         package.setLevel(logging.INFO)
         package.addHandler(self.notes)
-        self.metric, self.stall_seconds = spec.metric, spec.stall_seconds
+        self.stall_seconds = spec.stall_seconds
         self._spec = spec
         self._run = RunFolder.at(spec.run)
         self._models = LoadedModels(spec, workers)
@@ -193,6 +193,15 @@ class TrialWorker:
         while self._tuning.epoch <= command.reported:
             self._tuning.train_epoch()
         return self._tuning.history[command.reported]
+
+    def point(self, assignment: Assignment, result: EpochResult) -> tuple[float, ...]:
+        """The value of each of the sweep's objectives after an epoch of the current trial."""
+        assert self._tuning is not None, "an epoch was trained"
+        seconds = sum(earlier.seconds for earlier in self._tuning.history[: result.epoch])
+        known = {TRAIN_SECONDS: seconds, LATENCY: assignment.latency_ms, **result.metrics}
+        values = [known[name] for name in self._spec.objectives]
+        assert all(value is not None for value in values), f"{self._spec.objectives}: {values}"
+        return tuple(float(value) for value in values if value is not None)
 
     def save_last(self, trial: int) -> None:
         """Takes a checkpoint of the last epoch, if the trial is the current one."""

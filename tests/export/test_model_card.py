@@ -46,6 +46,9 @@ def best(config: SweepConfig) -> dict[str, Any]:
         "rows": {"train": 800, "validation": 200, "test": 100},
         "max_length": 128,
         "final": None,
+        "front": None,
+        "latency_ms": None,
+        "objectives": {"macro_f1": 0.91},
         "interval": {"split": "test", "95%": [0.85, 0.89]},
         "versions": {"rayft": "0.1.0", "torch": "2.13.0"},
     }
@@ -112,3 +115,18 @@ def test_a_hub_dataset_is_linked(best: dict[str, Any]) -> None:
 def test_a_local_base_model_is_no_hub_id(best: dict[str, Any], tmp_path: Any) -> None:
     config = SweepConfig.model_validate({**CONFIG, "model": str(tmp_path)})
     assert ModelCard(model_card(config, {**best, "model": str(tmp_path)})).data.base_model is None
+
+
+def test_of_several_objectives_it_has_the_front(config: SweepConfig, best: dict[str, Any]) -> None:
+    front = [{"trial": n, "params": {}, "objectives": {"macro_f1": f1, "latency_ms": ms}} for n, f1, ms in FRONT]
+    card = model_card(config, {**best, "front": front, "latency_ms": 3.25, "objectives": front[0]["objectives"]})
+    assert "The search was for macro_f1 and latency_ms." in card
+    assert (
+        "| trial | macro_f1 | latency_ms |\n| --- | --- | --- |\n| 12 | 0.9100 | 3.2000 |\n| 4 | 0.8700 | 1.1000 |\n"
+        in card
+    )
+    assert "This model takes 3.25 ms for one row." in card
+    assert "The search was for" not in model_card(config, best)
+
+
+FRONT = [(12, 0.91, 3.2), (4, 0.87, 1.1)]

@@ -351,6 +351,33 @@ def test_a_thousand_trials_take_seconds_and_few_traces(tmp_path: Path) -> None:
     assert all(len(view["data"]) < 20 for figure in Page(text).figures.values() for view in figure["views"])
 
 
+# --- several objectives
+
+
+def test_the_front_of_several_objectives_is_ringed_and_listed(tmp_path: Path) -> None:
+    config = sweep(epochs=1, search={"metric": ["accuracy", "train_seconds", "loss"]})
+    points = {0: (0.9, 9.0, 0.1), 1: (0.8, 2.0, 0.2), 2: (0.7, 3.0, 0.3), 3: (0.7, 3.0, 0.05)}
+    records = [
+        replace(
+            record(value, seconds, number, strategy="full"),
+            further={1: {"train_seconds": seconds, "loss": loss}},
+            best_epoch=1,
+        )
+        for number, (value, seconds, loss) in points.items()
+    ]
+    page = Page(write.page(Facts(config, "run", records)))
+    text = page.sections["front"]
+    assert "Ringed are the 3 trials" in text and "best accuracy is in best/" in text
+    for name, index in (("train_seconds", 1), ("loss", 2)):
+        *_, ringed = page.figures[f"front-{name}"]["views"][0]["data"]
+        expected = sorted((points[number][index], points[number][0]) for number in (0, 1, 3))
+        assert [*zip(ringed["x"], ringed["y"], strict=True)] == expected
+    assert "accuracy (higher is better), train_seconds (lower is better), loss (lower is better)" in " ".join(
+        page.sections["data"].split()
+    )
+    assert "front" not in parsed(make_run(tmp_path / "run", sweep(), [Trial([0.9])])).sections
+
+
 # --- by class
 
 
@@ -385,8 +412,20 @@ def test_several_labels_have_scores_and_numbers_have_none(tmp_path: Path) -> Non
         "F1",
     ]
     assert "0.9000" in page.sections["classes"]
-    for task in ("regression", "causal-lm"):
-        assert "there are no classes" in with_classes(tmp_path / task, {"validation": {}}, task).missing["classes"]
+    missing = with_classes(tmp_path / "causal", {"validation": {}}, "causal-lm").missing
+    assert "there are no classes" in missing["classes"]
+
+
+def test_a_regression_has_the_errors_of_its_winner(tmp_path: Path) -> None:
+    config = sweep(epochs=1, task="regression")
+    pairs = {"validation": [[1.0, 1.5], [2.0, 1.0]], "test": [[3.0, 3.0], [4.0, 3.75]]}
+    best = best_of(0, 1, {"mse": 0.9, "loss": 0.1}, pairs=pairs)
+    page = parsed(make_run(tmp_path / "run", config, [Trial([0.9])], best))
+    validation = page.figures["residuals-figure"]["views"][1]["data"][0]
+    assert (validation["x"], validation["y"]) == ([1.0, 2.0], [0.5, -1.0])
+    text = page.sections["residuals"]
+    assert "On validation, over 2 rows: mean error -0.25" in text and "median distance 0.75" in text
+    assert text.index("On test") < text.index("On validation")
 
 
 # --- safety

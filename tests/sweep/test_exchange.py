@@ -20,7 +20,8 @@ def exchange_of(
     mode: Mode = "max",
     best: dict[int, tuple[int, float]] | None = None,
 ) -> Exchange:
-    return Exchange(slots, world_size, max_failures, mode, best or {})
+    points = {trial: (epoch, (value,)) for trial, (epoch, value) in (best or {}).items()}
+    return Exchange(slots, world_size, max_failures, (mode,), points)
 
 
 def assignment(trial: int) -> Assignment:
@@ -29,7 +30,7 @@ def assignment(trial: int) -> Assignment:
 
 def done(epoch: int, digest: str | None = None) -> EpochDone:
     result = EpochResult(epoch, metrics(0.5), 0.1, (), seconds=1.0, samples_per_second=10.0, padding=0.0)
-    return EpochDone(result, digest)
+    return EpochDone(result, (0.5,), digest)
 
 
 def scenario(story: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -441,7 +442,7 @@ async def test_the_digest_comes_with_its_epoch() -> None:
 
 async def saves(exchange: Exchange, reports: list[tuple[int, int, float]]) -> list[bool]:
     """The decision on each (trial, epoch, value)."""
-    return [await exchange.is_leading(trial, epoch, value) for trial, epoch, value in reports]
+    return [await exchange.is_leading(trial, epoch, (value,)) for trial, epoch, value in reports]
 
 
 @pytest.mark.parametrize(
@@ -488,3 +489,13 @@ async def test_an_epoch_that_is_trained_again_leads_again() -> None:
     """Its workers died after they had asked, perhaps before they had saved it."""
     exchange = exchange_of()
     assert await saves(exchange, [(0, 1, 0.5), (0, 2, 0.6), (0, 2, 0.6), (0, 3, 0.6)]) == [True, True, True, False]
+
+
+def test_a_trial_on_the_front_is_saved_however_many_are_better_in_the_first_objective() -> None:
+    exchange = Exchange(1, 1, 3, ("max", "min"), {})
+    points = [(0, (0.9, 9.0)), (1, (0.8, 8.0)), (2, (0.7, 7.0)), (3, (0.6, 6.0)), (4, (0.65, 7.5)), (5, (0.5, 6.0))]
+
+    async def story() -> list[bool]:
+        return [await exchange.is_leading(trial, 1, point) for trial, point in points]
+
+    assert asyncio.run(story()) == [True, True, True, True, False, False]

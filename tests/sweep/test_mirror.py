@@ -252,7 +252,7 @@ def finished_run(run: RunFolder, tables: Path) -> None:
 
 
 def write_model(folder: Path) -> dict[str, Any]:
-    record = {"trial": 0, "checkpoint_digest": "digest", "final": None, "interval": None}
+    record = {"trial": 0, "checkpoint_digest": "digest", "final": None, "interval": None, "front": None}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / model_folder.RECORD).write_text(json.dumps(record))

@@ -1,8 +1,11 @@
+import random
 import subprocess
 import sys
 from typing import Any
 
-from rayft.sweep.ranking import best_epoch, is_better, leaders
+import pytest
+
+from rayft.sweep.ranking import best_epoch, dominates, is_better, leaders, pareto_front
 from rayft.sweep.study import TrialRecord
 
 
@@ -34,3 +37,42 @@ def test_a_process_that_only_ranks_loads_nothing_heavy() -> None:
     heavy = {"torch", "ray", "optuna", "sqlalchemy", "numpy", "pydantic"}
     code = f"import sys, rayft.sweep.ranking; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- several objectives
+
+MODES = ("max", "min")
+
+
+def point_record(number: int, accuracy: float, seconds: float, state: Any = "complete") -> TrialRecord:
+    return TrialRecord(number, state, {}, accuracy, best_epoch=1, further={1: {"train_seconds": seconds}})
+
+
+def test_a_point_dominates_what_is_worse_in_one_and_better_in_none() -> None:
+    assert dominates((0.9, 1.0), (0.9, 2.0), MODES)
+    assert dominates((0.9, 1.0), (0.8, 1.0), MODES)
+    assert not dominates((0.9, 1.0), (0.9, 1.0), MODES)
+    assert not dominates((0.9, 2.0), (0.8, 1.0), MODES)
+    assert not dominates((0.8, 1.0), (0.9, 2.0), MODES)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_no_trial_dominates(seed: int) -> None:
+    generator = random.Random(seed)
+    records = [point_record(n, generator.randint(0, 6) / 10, generator.randint(1, 6)) for n in range(25)]
+    records.append(point_record(25, 1.0, 0.0, "failed"))
+    scored = records[:25]
+    expected = {
+        record.point for record in scored if not any(dominates(other.point, record.point, MODES) for other in scored)
+    }
+    front = pareto_front(records, MODES)
+    assert {record.point for record in front} == expected
+    assert len(front) == len(expected), "of equals, one"
+    assert all(record.number == min(r.number for r in scored if r.point == record.point) for record in front)
+    assert [record.point[0] for record in front] == sorted((p[0] for p in expected), reverse=True)
+
+
+def test_with_one_objective_the_front_is_the_leader() -> None:
+    records = [TrialRecord(n, "complete", {}, value, best_epoch=1) for n, value in enumerate([0.5, 0.9, 0.9])]
+    assert [record.number for record in pareto_front(records, ("max",))] == [1]
+    assert pareto_front([], ("max",)) == []

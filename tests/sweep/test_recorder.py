@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rayft.config import SweepConfig
 from rayft.report.tensorboard import TrialEvents
 from rayft.search_space import Params
 from rayft.sweep.open_sweep import OpenSweep
@@ -42,13 +43,13 @@ class Screen:
 class Sweep:
     """A recorder with all that it writes to, and Tune's calls."""
 
-    def __init__(self, study: SweepStudy, path: Path, slots: int = 4) -> None:
+    def __init__(self, study: SweepStudy, path: Path, slots: int = 4, config: SweepConfig = CONFIG) -> None:
         self.study = study
         self.run = RunFolder(path)
         self.screen = Screen()
-        self.searcher = StudySearcher(study, make_scheduler(CONFIG), CONFIG, slots)
-        self.events = TrialEvents(path, CONFIG)
-        opened = OpenSweep(CONFIG, self.run, study, (self.events, self.screen), to_run=20, note=print)
+        self.searcher = StudySearcher(study, make_scheduler(config), config, slots)
+        self.events = TrialEvents(path, config)
+        opened = OpenSweep(config, self.run, study, (self.events, self.screen), to_run=20, note=print)
         self.recorder = Recorder(opened, self.searcher)
 
     def start(self) -> Any:
@@ -63,14 +64,14 @@ class Sweep:
         self.recorder.on_trial_result(0, [], trial, result)
         trial.last_result = result
 
-    def epoch(self, trial: Any, epoch: int, value: float, saved: bool = True) -> None:
+    def epoch(self, trial: Any, epoch: int, value: float, saved: bool = True, further: tuple[float, ...] = ()) -> None:
         """One epoch, with the checkpoint that its worker has written."""
         number = trial.config["assignment"].trial
         if saved:
             self.run.checkpoint(number, epoch).mkdir(parents=True)
         curve = (CurvePoint(epoch, 0.1, 1e-4),)
         result = EpochResult(epoch, metrics(value), 0.1, curve, 1.0, samples_per_second=10.0, padding=0.0)
-        self.tell(trial, EpochDone(result, f"{number}-{epoch}" if saved else None))
+        self.tell(trial, EpochDone(result, (value, *further), f"{number}-{epoch}" if saved else None))
 
     def end(self, trial: Any) -> None:
         self.recorder.on_trial_complete(0, [], trial)
@@ -373,3 +374,19 @@ def test_a_leader_that_only_lacked_its_end_is_kept(make_sweep: MakeSweep) -> Non
     assert "trials/3/checkpoint-2" in again.kept()
     again.recorder.drop_checkpoints()
     assert again.kept() == ["trials/2/checkpoint-1", "trials/3/checkpoint-2", "trials/5/checkpoint-1"]
+
+
+def test_the_front_of_several_objectives_keeps_its_checkpoints(open_study: OpenStudy, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"search": CONFIG.search.model_copy(update={"metric": ["accuracy", "loss"]})})
+    one = Sweep(open_study(config), tmp_path, config=config)
+    # By accuracy 0, 1 and 2 lead; 3 and 4 are worse in it and better in the other, and 5 is worse in both.
+    for accuracy, loss in ((0.9, 9.0), (0.8, 8.0), (0.7, 7.0), (0.6, 6.0), (0.5, 5.0), (0.4, 6.5)):
+        trial = one.start()
+        one.epoch(trial, 1, accuracy, further=(loss,))
+        one.end(trial)
+    assert one.kept() == [f"trials/{number}/checkpoint-1" for number in range(5)]
+    trial = one.start()
+    one.epoch(trial, 1, 0.61, further=(4.0,))  # which beats 3 and 4 in both
+    one.end(trial)
+    assert one.kept() == [f"trials/{number}/checkpoint-1" for number in (0, 1, 2, 6)]
+    one.events.close()

@@ -8,7 +8,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from rayft.config import Hyperparameters, SweepConfig
 from rayft.sweep.protocol import Assignment
-from rayft.sweep.scheduler import make_scheduler, replay
+from rayft.sweep.ranking import dominates
+from rayft.sweep.scheduler import front_numbers, make_scheduler, replay
 from rayft.sweep.study import TrialRecord
 from tests.sweep.conftest import metrics, sweep
 
@@ -180,3 +181,73 @@ def test_without_early_stopping_nothing_is_stopped() -> None:
     assert isinstance(scheduler, FIFOScheduler)
     curves = itertools.product([0.9, 0.1], repeat=2)
     assert not any(replay(scheduler, plain, record(n, list(values))) for n, values in enumerate(curves))
+
+
+# --- several objectives
+
+SEVERAL = sweep(9, search={"metric": ["accuracy", "train_seconds"]})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fronts_are_peeled_off_one_after_another(seed: int) -> None:
+    generator = random.Random(seed)
+    points = [(generator.randint(0, 5), generator.randint(0, 5)) for _ in range(30)]
+    left, expected, number = dict(enumerate(points)), {}, 0
+    while left:
+        front = [i for i, one in left.items() if not any(dominates(o, one, ("max", "min")) for o in left.values())]
+        for index in front:
+            expected[index] = number
+            del left[index]
+        number += 1
+    assert front_numbers(points, ("max", "min")) == [expected[index] for index in range(30)]
+    assert front_numbers([], ("max", "min")) == []
+
+
+def tell(scheduler: TrialScheduler, number: int, epoch: int, *point: float) -> bool:
+    """Whether a trial goes on after an epoch."""
+    trial = TuneTrial(f"tune-{number}", number)
+    result = {"epoch": epoch, "accuracy": point[0], "point": point}
+    return bool(scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE)
+
+
+def test_a_trial_that_no_other_one_beats_is_never_stopped() -> None:
+    scheduler = make_scheduler(SEVERAL)
+    for number in range(12):  # each is better in one and worse in the other than any before it
+        assert tell(scheduler, number, 1, 0.5 + 0.01 * number, 1.0 + number)
+    assert not tell(scheduler, 12, 1, 0.4, 20.0)
+    assert tell(scheduler, 13, 1, 0.4, 0.5), "the fastest, however poor"
+
+
+def test_without_a_trade_off_one_in_three_goes_on() -> None:
+    scheduler = make_scheduler(SEVERAL)
+    better_first = [tell(scheduler, number, 1, 0.9 - 0.01 * number, 1.0 + number) for number in range(9)]
+    assert better_first == [True] + [False] * 8
+    scheduler = make_scheduler(SEVERAL)
+    assert all(tell(scheduler, number, 1, 0.1 + 0.01 * number, 9.0 - number) for number in range(9))
+    # Of ten trials the four best go on, so the fifth best is stopped.
+    assert not tell(scheduler, 9, 1, 0.1 + 0.01 * 4 + 0.001, 9.0 - 4)
+
+
+def test_trials_are_judged_at_rungs_and_end_with_the_last_epoch() -> None:
+    scheduler = make_scheduler(SEVERAL)
+    assert tell(scheduler, 0, 1, 0.9, 1.0)
+    for epoch in (2, 4, 8):
+        assert tell(scheduler, 1, epoch, 0.1, 9.0)
+    assert not tell(scheduler, 1, 1, 0.1, 9.0)
+    assert not tell(scheduler, 0, 9, 0.9, 9.0), "the last epoch"
+    failed = {"outcome": "a failure"}
+    assert scheduler.on_trial_result(None, TuneTrial("tune-7", 7), failed) == TrialScheduler.CONTINUE
+
+
+def test_replay_rebuilds_the_rungs_of_several_objectives() -> None:
+    live, rebuilt = make_scheduler(SEVERAL), make_scheduler(SEVERAL)
+    generator = random.Random(0)
+    for number in range(20):
+        values, seconds = {}, {}
+        for epoch in range(1, 10):
+            values[epoch], seconds[epoch] = generator.random(), {"train_seconds": generator.random()}
+            if not tell(live, number, epoch, values[epoch], *seconds[epoch].values()):
+                break
+        replay(rebuilt, SEVERAL, TrialRecord(number, "pruned", {}, values=values, further=seconds))
+    assert rebuilt._rungs == live._rungs
+    assert 3 < len(live._rungs[3]) < 20

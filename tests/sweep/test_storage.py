@@ -199,7 +199,7 @@ def test_what_is_refused_before_it_changes_anything_leaves_the_study_writable(op
 def test_values_that_are_not_finite_are_kept(tmp_path: Path) -> None:
     """rayft writes none, but the study may hold trials of another program."""
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = optuna.load_study(study_name="name", storage=SweepStorage(url, "name", "minimize"))
+    study = optuna.load_study(study_name="name", storage=SweepStorage(url, "name", ["minimize"]))
     for value in (math.inf, -math.inf, math.nan):
         trial = study.ask()
         trial.report(value, step=0)
@@ -224,4 +224,4 @@ def test_studies_of_one_database_keep_apart(tmp_path: Path) -> None:
 def test_a_database_that_can_t_be_opened_is_the_users_error() -> None:
     for url in ("no-url", "nosuch://host/name"):
         with pytest.raises(ConfigError, match=r"search\.study: can't be opened"):
-            SweepStorage(url, "name", "maximize")
+            SweepStorage(url, "name", ["maximize"])

@@ -525,3 +525,47 @@ def test_a_study_that_can_t_be_opened_is_the_users_error() -> None:
     for url in ("no-url", "nosuch://host/name"):
         with pytest.raises(ConfigError, match=r"search\.study: can't be opened"):
             SweepStudy(sweep(), url)
+
+
+# --- several objectives
+
+BOTH = ["accuracy", "train_seconds"]
+
+
+def test_optuna_gets_every_objective_and_has_the_front(open_study: OpenStudy, tmp_path: Path) -> None:
+    config = sweep(epochs=2, search={"metric": BOTH})
+    study = open_study(config)
+    for accuracy, seconds in ((0.9, 5.0), (0.8, 2.0), (0.7, 3.0)):
+        number, _ = study.ask()
+        study.record_epoch(number, 1, metrics(accuracy - 0.1), 1.0, point=(accuracy - 0.1, seconds - 1))
+        study.record_epoch(number, 2, metrics(accuracy), 1.0, point=(accuracy, seconds))
+        record = study.finish(number)
+        assert (record.state, record.value, record.point) == ("complete", accuracy, (accuracy, seconds))
+        assert record.objectives("accuracy") == {"accuracy": accuracy, "train_seconds": seconds}
+        assert record.measured == {**metrics(accuracy), "train_seconds": seconds}
+
+    assert open_study(config).records() == study.records()  # all of it is on disk
+    seen = optuna.load_study(study_name="rayft", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [direction.name for direction in seen.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [trial.values for trial in seen.best_trials] == [[0.9, 5.0], [0.8, 2.0]]
+
+
+def test_a_trial_that_was_stopped_keeps_its_objectives(open_study: OpenStudy) -> None:
+    study = open_study(sweep(epochs=2, search={"metric": BOTH}))
+    number, _ = study.ask()
+    study.record_epoch(number, 1, metrics(0.6), 1.0, point=(0.6, 1.5))
+    record = study.finish(number)
+    assert (record.state, record.point, record.further) == ("pruned", (0.6, 1.5), {1: {"train_seconds": 1.5}})
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
+def test_every_sampler_proposes_for_several_objectives(open_study: OpenStudy, sampler: str) -> None:
+    study = open_study(sweep(epochs=1, search={"metric": BOTH, "sampler": sampler, "trials": 30}))
+    for index in range(16):
+        number, params = study.ask()
+        if index % 5 == 4:
+            study.fail(number, "diverged", "the loss is nan")
+            continue
+        study.record_epoch(number, 1, metrics(quality(params)), 1.0, point=(quality(params), float(index % 3)))
+        study.finish(number)
+    assert {record.state for record in study.records()} == {"complete", "failed"}

@@ -11,8 +11,9 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 ROWS_PER_BATCH = 32
 
 Measure = Callable[[str, np.ndarray], float]
-Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int]
-"""Metrics, their slack, each class's own figures, what measures one metric on some rows, and the number of rows."""
+Scored = tuple[dict[str, float], dict[str, float], dict[str, dict[str, Any]], Measure, int, list[list[float]]]
+"""Metrics, their slack, no classes, what measures one metric on some rows, the number of rows, and `some_pairs`."""
+MOST_PAIRS = 500
 
 
 def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) -> Scored:
@@ -33,7 +34,14 @@ def score(pipe: Any, table: pa.Table, rounding: float, facts: dict[str, Any]) ->
     def measure(name: str, rows: np.ndarray) -> float:
         return MEASURES[name](predicted[rows], true[rows], deviation)
 
-    return metrics, {name: float(slack[name]) for name in metrics}, {}, measure, len(true)
+    shown = some_pairs(true, predicted)
+    return metrics, {name: float(slack[name]) for name in metrics}, {}, measure, len(true), shown
+
+
+def some_pairs(true: np.ndarray, predicted: np.ndarray) -> list[list[float]]:
+    """True and predicted numbers of some rows, for a plot: all, or of many rows as many as it shows, evenly spaced."""
+    rows = np.unique(np.linspace(0, len(true) - 1, min(len(true), MOST_PAIRS)).round().astype(int))
+    return [[float(true[row]), float(predicted[row])] for row in rows]
 
 
 def _unless_constant(measure: Any, one: np.ndarray, other: np.ndarray) -> float:

@@ -1,12 +1,13 @@
 """Scores a model folder on raw rows, as anybody who loads it would: plain `transformers`, nothing of rayft.
 
-Run as a script in a process of its own: `python -P score.py TASK MODEL DATA SPLIT [SPLIT ...]`. Without arguments it
+Run as a script in a process of its own: `python -P score.py TASK MODEL DATA [SPLIT ...]`. Without arguments it
 takes them as a JSON list from its input, once it has imported what it needs. The last line that it prints is a JSON
 object with the device; and for each split the metrics, how far rounding may have moved each of them, and each class's
-own figures.
+own figures. With `--latency` the object also has the time that one row takes.
 
 How a task is scored is in a file beside this one, whose `score(pipe, table, rounding, facts)` gives these three, and a
-function that measures one metric on some of the rows, from which the interval of a metric is drawn.
+function that measures one metric on some of the rows, from which the interval of a metric is drawn; the number of rows;
+and where a model predicts numbers, some true ones beside what it gives for them.
 """
 
 import argparse
@@ -52,26 +53,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task", choices=KINDS, help="what the model is for")
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument("data", type=Path, help="folder of SPLIT.arrow with the raw rows")
-    parser.add_argument("splits", nargs="+", metavar="SPLIT", help="validation, test")
+    parser.add_argument("splits", nargs="*", metavar="SPLIT", help="validation, test")
     parser.add_argument("--bf16", action="store_true", help="compute under torch.autocast to bfloat16")
     parser.add_argument("--rounding", type=float, default=0.0, help="how far rounding may move a probability")
     parser.add_argument("--metric", help="what to give the interval of, on the last split")
+    parser.add_argument("--latency", action="store_true", help="time the model on one row of validation after another")
     parser.add_argument("--facts", type=json.loads, default={}, help="what the task knows of its data, as JSON")
     given = parser.parse_args(arguments or sys.argv[1:] or json.loads(sys.stdin.readline()))
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = load(given.task, given.model, device)
-    scorer = _scorer(KINDS[given.task][2])
-    metrics, slack, classes, interval = {}, {}, {}, None
+    scorer = _beside(KINDS[given.task][2])
+    metrics, slack, classes, pairs, interval = {}, {}, {}, {}, None
     for split in given.splits:
-        table = pa.ipc.open_file(pa.memory_map(str(given.data / f"{split}.arrow"))).read_all()
+        table = _rows(given.data, split)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
             found = scorer.score(pipe, table, given.rounding, given.facts)
-        metrics[split], slack[split], classes[split], measure, rows = found
+        metrics[split], slack[split], classes[split], measure, rows, *rest = found
+        pairs[split] = rest[0] if rest else []
         if given.metric and split == given.splits[-1]:
             interval = bootstrap(partial(measure, given.metric), rows)
     result = {"device": device.type, "metrics": metrics, "slack": slack, "classes": classes, "interval": interval}
+    result["pairs"] = pairs
+    if given.latency:
+        result["latency_ms"] = _beside("latency").latency_ms(pipe, _rows(given.data, "validation"))
     print(json.dumps(result))
+
+
+def _rows(data: Path, split: str) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(data / f"{split}.arrow"))).read_all()
 
 
 def bootstrap(measure: Callable[[np.ndarray], float], rows: int) -> list[float]:
@@ -103,7 +113,7 @@ def load(task: str, folder: Path, device: torch.device) -> Any:
     return transformers.pipeline(kind, model=model, device=device, **{part: str(folder)})
 
 
-def _scorer(name: str) -> ModuleType:
+def _beside(name: str) -> ModuleType:
     """A file beside this one; rayft is out of reach here, on purpose."""
     spec = importlib.util.spec_from_file_location(f"rayft_score_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None and spec.loader is not None

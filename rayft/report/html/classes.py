@@ -12,7 +12,6 @@ MOST_WITH_NUMBERS = 20
 MOST_CONFUSIONS = 20
 
 _KINDS = {
-    "regression": "The winner predicts a number, so there are no classes; its errors are under What won.",
     "causal-lm": "The winner goes on with a text, so there are no classes; its scores are under What won.",
 }
 

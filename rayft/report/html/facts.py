@@ -58,6 +58,12 @@ class Facts:
         """Of the search's metric."""
         return self.config.mode == "min"
 
+    @property
+    def searched_for(self) -> str:
+        """`accuracy (higher is better), latency_ms (lower is better)`."""
+        pairs = zip(self.config.objectives, self.config.modes, strict=True)
+        return ", ".join(f"{name} ({'lower' if mode == 'min' else 'higher'} is better)" for name, mode in pairs)
+
     @cached_property
     def scored(self) -> list[TrialRecord]:
         """The trials that can win, best first."""

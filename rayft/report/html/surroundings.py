@@ -61,7 +61,7 @@ def _search(facts: Facts) -> list[list[str]]:
     rows = [
         ["task", config.task],
         ["model", ", ".join(config.models)],
-        ["metric", f"{config.metric}, {'lower' if facts.lower_is_better else 'higher'} is better"],
+        ["metric", facts.searched_for],
         ["sampler", f"{search.sampler}, seed {search.seed}"],
         ["trials", str(search.trials)],
         ["epochs at most", str(config.training.epochs)],

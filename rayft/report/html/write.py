@@ -14,7 +14,18 @@ from markupsafe import Markup
 import rayft
 from rayft.config import MODEL, SweepConfig
 from rayft.imports import swiftly
-from rayft.report.html import classes, compare, curves, parallel, search_figures, space_figures, summary, surroundings
+from rayft.report.html import (
+    classes,
+    compare,
+    curves,
+    front,
+    parallel,
+    residuals,
+    search_figures,
+    space_figures,
+    summary,
+    surroundings,
+)
 from rayft.report.html.facts import Facts, collect
 from rayft.report.html.parts import Figure, Section, plain
 from rayft.sweep.run_folder import write_atomically
@@ -86,7 +97,7 @@ def make_sections(facts: Facts) -> list[Section]:
         compare.cost(facts),
         curves.intermediate(facts),
         curves.leaders_curves(facts),
-        classes.classes(facts),
+        residuals.residuals(facts) if facts.config.task == "regression" else classes.classes(facts),
         summary.failures(facts),
         summary.trials(facts),
         surroundings.surroundings(facts),
@@ -94,7 +105,8 @@ def make_sections(facts: Facts) -> list[Section]:
     if MODEL in facts.config.space:
         sections.insert(7, compare.choices(facts, MODEL, "Model against model"))
     repeated = summary.repeats(facts)
-    return [sections[0], *([repeated] if repeated else []), *sections[1:]]
+    chosen = [section for section in (repeated, front.front(facts)) if section is not None]
+    return [sections[0], *chosen, *sections[1:]]
 
 
 def _specification(figure: Figure) -> dict[str, Any]:
