@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from rayft.config import SweepConfig, Value
 from rayft.config_paths import with_absolute_paths
 from rayft.config_tasks import LATENCY
-from rayft.data.encode import MANIFEST
+from rayft.data.encoded import MANIFEST
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import SWEEP_FILE, Fault, RayftError, RunError, SweepFailedError, UserError
 from rayft.export.record import RECORD, front_record

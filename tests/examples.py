@@ -10,7 +10,8 @@ import PIL.Image
 from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from rayft.config import DataConfig, Hyperparameters, StrategyName, TaskName
-from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Rows, Splits
 from rayft.models.layers import map_layers
 from rayft.tasks import get_task

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayft.config import SweepConfig
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.export.verify import TOLERANCE
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_tokenizer

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rayft.config import DataConfig
 from rayft.data.batches import token_inputs
-from rayft.data.encode import EncodedSplit, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import EncodedSplit
 from rayft.data.splits import Labels, Rows, Splits
 from rayft.tasks import get_task
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayft.data.encode import EncodedSplit
+from rayft.data.encoded import EncodedSplit
 
 Indices = NDArray[np.int64]
 

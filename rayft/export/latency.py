@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rayft.config import SweepConfig
-from rayft.data.encode import RAW, EncodedData
+from rayft.data.encoded import RAW, EncodedData
 from rayft.export.model_folder import write_untrained
 from rayft.export.verify import Verifier
 from rayft.sweep.run_folder import LATENCIES, RunFolder, write_atomically

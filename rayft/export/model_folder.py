@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import rayft
 from rayft.config import SweepConfig
 from rayft.config_tasks import LATENCY
-from rayft.data.encode import RAW, EncodedData
+from rayft.data.encoded import RAW, EncodedData
 from rayft.errors import CheckpointError, Fault, RunError
 from rayft.export.model_card import model_card
 from rayft.export.record import RECORD

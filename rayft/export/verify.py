@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.errors import VerificationError
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rayft.data.batches import eval_batches, real_tokens
-from rayft.data.encode import EncodedSplit
+from rayft.data.encoded import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_files import FeatureShape, NoCacheError, PrefixFeatures, PrefixWriter
 from rayft.models.prefix_input import PrefixInput, block_output

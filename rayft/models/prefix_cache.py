@@ -13,7 +13,7 @@ from filelock import Timeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rayft.data.encode import EncodedSplit
+from rayft.data.encoded import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_build import Collate, PrefixBuilder, on_device
 from rayft.models.prefix_files import FORMAT_VERSION, NoCacheError, NoRoomError, PrefixFeatures, PrefixStore

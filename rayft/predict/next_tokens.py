@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from rayft.data.cells import BadRow
-from rayft.data.encode import IGNORED
+from rayft.data.encoded import IGNORED
 from rayft.errors import Fault, UserError
 from rayft.predict.base import Answer, Predictor, Row, rounded
 from rayft.tasks.causal_lm import ASSISTANT, CausalLM, chat_tokens

@@ -20,7 +20,8 @@ from rayft.config import (
     SweepConfig,
     as_list,
 )
-from rayft.data.encode import EncodedData, EncodedSplit, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.quality import class_counts
 from rayft.data.splits import Rows, Splits
 from rayft.errors import SWEEP_FILE, ClusterError

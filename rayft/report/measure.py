@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayft.config import STRATEGIES, Hyperparameters, StrategyName, SweepConfig
 from rayft.data.batches import eval_batches, train_batches
-from rayft.data.encode import EncodedSplit
+from rayft.data.encoded import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.load import quiet
 from rayft.report.probes import block_clock, saved_bytes, timed

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summ
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rayft.config import SweepConfig, Value
-from rayft.data.encode import MANIFEST
+from rayft.data.encoded import MANIFEST
 from rayft.report.confusion import confusion_png
 from rayft.report.tensorboard_about import LOSSES, about, hparam_value
 from rayft.training.results import EpochResult

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayft.cache_folder import cache_folder
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.models.layers import LayerMap, map_layers
 from rayft.models.linear import use_onednn
 from rayft.models.load import load_model

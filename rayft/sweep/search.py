@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from rayft import imports
-from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Splits
 from rayft.errors import InterruptedSweep
 from rayft.sweep import ray_environment

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from rayft.data.check import Table
-    from rayft.data.encode import EncodedData, EncodedSplit
+    from rayft.data.encoded import EncodedData, EncodedSplit
     from rayft.data.splits import Ids, Labels, Rows
 
 Preprocessor = Any
@@ -139,7 +139,7 @@ class Task(ABC):
     def encode(
         self, rows: Rows, preprocessor: Preprocessor, config: DataConfig, facts: Mapping[str, Any]
     ) -> Iterator[Encoded]:
-        """Rows as the model reads them, in batches of as many rows as `encode.rows_per_batch` says, but for the last.
+        """Rows as the model reads them, in batches of `ROWS_PER_BATCH` rows each, but for the last.
 
         Args:
             rows: The rows of one split.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import LONE_SURROGATE, UNDECODABLE, BadRow, text_of
 from rayft.data.check import Table, numeric_text_faults
-from rayft.data.encode import IGNORED, ROWS_PER_BATCH, EncodedData, EncodedSplit
+from rayft.data.encoded import IGNORED, ROWS_PER_BATCH, EncodedData, EncodedSplit
 from rayft.data.formats import READERS, Part, text_lines
 from rayft.data.load import SplitName
 from rayft.data.splits import Rows

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import BadRow, is_missing
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.formats import Part
 from rayft.data.load import SplitName
 from rayft.data.splits import Rows

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import number_of
 from rayft.data.check import Table
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.load import SplitName
 from rayft.data.splits import Ids, Rows
 from rayft.errors import Fault, ModelError

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import text_of
 from rayft.data.check import numeric_text_faults
-from rayft.data.encode import ROWS_PER_BATCH, EncodedData, EncodedSplit
+from rayft.data.encoded import ROWS_PER_BATCH, EncodedData, EncodedSplit
 from rayft.data.formats import Part
 from rayft.data.splits import Rows
 from rayft.errors import Fault

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rayft.config import Columns, DataConfig, Hyperparameters
 from rayft.data.cells import LONE_SURROGATE, UNDECODABLE, BadRow, is_missing, label_of
 from rayft.data.check import Table
-from rayft.data.encode import IGNORED, ROWS_PER_BATCH, EncodedData, EncodedSplit
+from rayft.data.encoded import IGNORED, ROWS_PER_BATCH, EncodedData, EncodedSplit
 from rayft.data.formats import READERS, Part, first_places, text_lines
 from rayft.data.labels import class_faults, class_names
 from rayft.data.load import SplitName

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rayft.data.batches import eval_batches
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.tasks import get_task
 from rayft.training.failures import MemoryExhaustedError, is_out_of_memory
 from rayft.training.forward import Forward

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rayft.config import Hyperparameters
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.prefix_files import PrefixFeatures
 from rayft.models.prefix_input import PrefixInput

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rayft.config import Hyperparameters
 from rayft.data.batches import shard
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.strategies.adversarial import Adversary, FeatureTap
 from rayft.tasks import get_task
 from rayft.training.failures import MemoryExhaustedError, is_out_of_memory

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from rayft.config import STRATEGY_HYPERPARAMETERS, Hyperparameters
 from rayft.data.batches import train_batches
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.errors import CheckpointError
 from rayft.models.compact_embedding import compact_embedding
 from rayft.models.layers import LayerMap

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rayft.data.batches import eval_batches, shard, token_inputs, train_batches
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from tests.texts import TEXTS, encode_texts, text_rows, text_splits
 
 LENGTHS = np.random.default_rng(0).integers(3, 129, size=2003)

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from rayft.data import encode
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.splits import Splits
 from rayft.errors import DataError, RunError
 from rayft.tasks import texts as text_tasks
@@ -30,7 +29,7 @@ def splits_of(texts: list[str], pairs: list[str] | None = None, unlabeled: list[
     return text_splits(rows, validation, None, extra, ("no", "yes"))
 
 
-def ids_of(split: encode.EncodedSplit) -> list[list[int]]:
+def ids_of(split: EncodedSplit) -> list[list[int]]:
     return [split.ragged("input_ids", row).tolist() for row in range(len(split))]
 
 
@@ -144,3 +143,32 @@ def test_damaged_files_are_refused(tmp_path: Path, bare_tokenizer: PreTrainedTok
     with pytest.raises(RunError) as caught:
         EncodedData.open(tmp_path)
     assert caught.value.faults[0].where == str(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "Invalid JSON"),
+        ('{"task": "regre', "Invalid JSON"),
+        ("{}", "task: Field required"),
+        ("[1]", "valid dictionary"),
+    ],
+)
+def test_a_damaged_manifest_is_named(
+    tmp_path: Path, bare_tokenizer: PreTrainedTokenizerBase, text: str, words: str
+) -> None:
+    encode_texts(splits_of(["one", "two"]), bare_tokenizer, 8, tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RunError, match=r"manifest\.json: is damaged: .*" + words):
+        EncodedData.open(tmp_path)
+
+
+def test_a_manifest_without_a_split_that_every_sweep_has_is_refused(
+    tmp_path: Path, bare_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    encode_texts(splits_of(["one", "two"]), bare_tokenizer, 8, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["splits"]["validation"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="must have the splits train and validation"):
+        EncodedData.open(tmp_path)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rayft.config import SweepConfig, TaskName
-from rayft.data.encode import RAW, EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import RAW, EncodedData
 from rayft.errors import RunError
 from rayft.export.latency import measure_latencies
 from rayft.export.model_folder import write_untrained

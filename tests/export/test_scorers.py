@@ -10,7 +10,8 @@ import torch
 
 from rayft.config import StrategyName, SweepConfig, TaskName
 from rayft.config_tasks import TASK_RULES
-from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Splits
 from rayft.export.model_folder import write_model
 from rayft.export.scorers.score import KINDS, _beside, bootstrap, load

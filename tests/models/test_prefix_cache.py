@@ -26,7 +26,7 @@ from transformers import (
 
 from rayft.cache_folder import cache_folder
 from rayft.config import TaskName
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.splits import Rows
 from rayft.models import prefix_build
 from rayft.models.layers import map_layers

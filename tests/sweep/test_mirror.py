@@ -15,7 +15,7 @@ from rich.console import Console
 from rayft import commands
 from rayft.commands import export_trial, new_sweep, resume_sweep
 from rayft.config import SweepConfig
-from rayft.data.encode import MANIFEST
+from rayft.data.encoded import MANIFEST
 from rayft.errors import Fault, ModelError, RunError, SweepFailedError
 from rayft.export import model_folder
 from rayft.report.progress import Progress

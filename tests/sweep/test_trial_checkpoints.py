@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayft.config import Mode
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.trial_checkpoints import TrialCheckpoints
 from rayft.training.checkpoint import TrialState, finished_checkpoints, read_checkpoint

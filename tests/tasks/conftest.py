@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rayft.config import DataConfig, Hyperparameters, TaskName
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.splits import Splits, load_splits
 from rayft.errors import DataError
 from rayft.tasks import get_task

@@ -14,7 +14,8 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from rayft.config import DataConfig
 from rayft.config_tasks import TASK_RULES
-from rayft.data.encode import IGNORED, EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import IGNORED, EncodedData
 from rayft.data.splits import Rows, Splits
 from rayft.errors import DataError, ModelError
 from rayft.models.dropout import set_dropout

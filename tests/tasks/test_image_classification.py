@@ -15,7 +15,8 @@ from transformers.models.efficientnet.image_processing_pil_efficientnet import E
 
 from rayft.config import DataConfig, Hyperparameters
 from rayft.config_tasks import TASK_RULES
-from rayft.data.encode import EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Rows, Splits
 from rayft.errors import DataError, ModelError
 from rayft.tasks import get_task

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from rayft.config import SweepConfig
 from rayft.config_tasks import TASK_RULES
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Rows
 from rayft.errors import ConfigError
 from rayft.sweep.read_data import read_data

@@ -7,7 +7,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from rayft.config_tasks import TASK_RULES
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Rows
 from rayft.errors import ModelError
 from rayft.tasks import get_task

@@ -16,7 +16,8 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from rayft.config import DataConfig
 from rayft.config_tasks import TASK_RULES
-from rayft.data.encode import IGNORED, EncodedData, encode_splits
+from rayft.data.encode import encode_splits
+from rayft.data.encoded import IGNORED, EncodedData
 from rayft.data.splits import Rows, Splits
 from rayft.errors import DataError, ModelError
 from rayft.tasks import get_task

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rayft.config import Hyperparameters, StrategyName
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.data.splits import Rows
 from rayft.strategies import get_strategy
 from rayft.training.acceleration import PLAIN, Acceleration

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from rayft.config import STRATEGIES, Hyperparameters, StrategyName
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.models import linear
 from rayft.training import acceleration
 from rayft.training.acceleration import (

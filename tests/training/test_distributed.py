@@ -14,7 +14,7 @@ import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 
 from rayft.config import StrategyName
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.models.prefix_cache import PrefixCache
 from rayft.training.acceleration import Acceleration
 from rayft.training.failures import DivergedError

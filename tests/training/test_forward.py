@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rayft.config import STRATEGIES, Hyperparameters, StrategyName
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.models.prefix_cache import PrefixCache
 from rayft.training.acceleration import PLAIN, Acceleration
 from rayft.training.checkpoint import OPTIMIZER

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rayft.config import StrategyName
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.strategies import get_strategy
 from rayft.strategies.adversarial import FeatureTap
 from rayft.training.evaluation import predict

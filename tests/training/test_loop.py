@@ -9,7 +9,7 @@ import torch
 from transformers import BertForSequenceClassification, PreTrainedModel
 
 from rayft.config import STRATEGIES, StrategyName
-from rayft.data.encode import EncodedData
+from rayft.data.encoded import EncodedData
 from rayft.errors import CheckpointError
 from rayft.training.acceleration import Acceleration
 from rayft.training.checkpoint import read_checkpoint

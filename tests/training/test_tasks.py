@@ -11,7 +11,7 @@ import torch
 
 from rayft.config import STRATEGIES, StrategyName, TaskName
 from rayft.config_tasks import TASK_RULES, TASKS
-from rayft.data.encode import EncodedData, EncodedSplit
+from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.splits import Splits
 from rayft.models.layers import map_layers
 from rayft.models.prefix_cache import PrefixCache

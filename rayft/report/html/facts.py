@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from rayft.config import MODEL, Categorical, SweepConfig, Value
-from rayft.data.encode import MANIFEST
+from rayft.data.encoded import MANIFEST
 from rayft.export.record import RECORD
 from rayft.report.html.parts import number, short
 from rayft.report.tables import format_value
