@@ -151,7 +151,7 @@ def test_damaged_files_are_refused(tmp_path: Path, bare_tokenizer: PreTrainedTok
         ("", "Invalid JSON"),
         ('{"task": "regre', "Invalid JSON"),
         ("{}", "task: Field required"),
-        ("[1]", "valid dictionary"),
+        ("[1]", "should be an object"),
     ],
 )
 def test_a_damaged_manifest_is_named(
