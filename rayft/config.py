@@ -179,6 +179,8 @@ class TrainingConfig(Hyperparameters):
     """The most that the cache takes of a node's disk; what was used least recently makes room."""
     compile: bool = False
     """Whether the layers that train go through torch.compile, which takes a C++ compiler and a minute."""
+    histograms: bool = False
+    """Whether TensorBoard gets the distribution of each tensor that trains, and of its gradient, after each epoch."""
 
 
 def parse_duration(raw: Any) -> Any:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -24,7 +24,7 @@ from rayft.config import SweepConfig, Value
 from rayft.data.encoded import MANIFEST
 from rayft.report.confusion import confusion_png
 from rayft.report.tensorboard_about import LOSSES, about, hparam_value
-from rayft.training.results import EpochResult
+from rayft.training.results import EpochResult, Histogram
 
 if TYPE_CHECKING:
     from rayft.sweep.study import TrialRecord
@@ -72,7 +72,8 @@ class TrialEvents:
 
     Per optimiser step `train/loss` and `train/learning_rate`; per epoch `validation/<metric>`, `loss/train` and
     `loss/validation`, which share a chart, `train/samples_per_second`, `train/padding`, the fraction of tokens that is
-    padding, and where there are classes `f1/<class>`; at a trial's end `best/<metric>`, the metrics of its best epoch,
+    padding, where there are classes `f1/<class>`, and with `training.histograms` those of `weights/<tensor>` and
+    `gradients/<tensor>`; at a trial's end `best/<metric>`, the metrics of its best epoch,
     which are also the HParams tab's, and the confusion matrix of that epoch as a picture.
     """
 
@@ -126,7 +127,8 @@ class TrialEvents:
         if result.confusion is not None:
             values |= {f"f1/{name}": f1 for name, f1 in zip(self._classes, _class_f1(result.confusion), strict=True)}
             session.confusions[result.epoch] = result.confusion
-        session.file.write(*events, _scalars(result.epoch, values, now))
+        drawn = [_histogram(result.epoch, name, one) for name, one in (result.histograms or {}).items()]
+        session.file.write(*events, _scalars(result.epoch, values, now), *drawn)
         session.epoch = result.epoch
 
     def trial_ended(self, record: "TrialRecord") -> None:
@@ -155,6 +157,16 @@ class TrialEvents:
 def _scalars(step: int, values: Mapping[str, float], wall_time: float) -> Event:
     pairs = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
     return Event(wall_time=wall_time, step=step, summary=Summary(value=pairs))
+
+
+def _histogram(step: int, tag: str, histogram: Histogram) -> Event:
+    low, high, counts, total, squares = histogram
+    width = (high - low) / len(counts)
+    proto = HistogramProto(min=low, max=high, num=sum(counts), sum=total, sum_squares=squares)
+    proto.bucket_limit.extend([low + width * index for index in range(1, len(counts))] + [high])
+    proto.bucket.extend(counts)
+    value = Summary.Value(tag=tag, histo=proto)
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=[value]))
 
 
 def _picture(step: int, tag: str, png: bytes) -> Event:

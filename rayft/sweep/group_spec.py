@@ -25,4 +25,5 @@ def group_spec(config: SweepConfig, run: str, threads: int) -> GroupSpec:
         cache_bytes=int(config.training.cache_gb * 1e9) if config.training.cache == "auto" else 0,
         compiled=config.training.compile,
         stall_seconds=config.cluster.stall_timeout,
+        histograms=config.training.histograms,
     )

@@ -24,6 +24,7 @@ class GroupSpec:
         cache_bytes: The most that the cache of frozen layers takes of a node's disk; 0 if there is to be none.
         compiled: Whether layers that train are compiled.
         stall_seconds: The longest that a worker may compute no batch.
+        histograms: Whether epochs come with histograms of weights and gradients.
     """
 
     encoded: dict[str, str]
@@ -38,6 +39,7 @@ class GroupSpec:
     cache_bytes: int
     compiled: bool
     stall_seconds: float
+    histograms: bool
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,7 @@ class TrialWorker:
             workers=self.workers,
             micro_batch=micro_batch,
             acceleration=loaded.acceleration,
+            histograms=self._spec.histograms and self.workers.rank == 0,
         )
         trial, spec = assignment.trial, self._spec
         checkpoints = TrialCheckpoints(self._run, trial, spec.metric, spec.mode, self._writer)

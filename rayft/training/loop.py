@@ -29,6 +29,7 @@ from rayft.training.epoch_log import EpochLog, check_finite
 from rayft.training.evaluation import predict
 from rayft.training.forward import Forward
 from rayft.training.gradients import BatchGradients, BatchPass, GlobalBatch
+from rayft.training.histograms import histograms
 from rayft.training.optim import (
     StartingPoint,
     build_lr_scheduler,
@@ -37,7 +38,7 @@ from rayft.training.optim import (
     pack_optimizer,
     unpack_optimizer,
 )
-from rayft.training.results import EpochResult
+from rayft.training.results import EpochResult, Histogram
 from rayft.training.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class FineTuning:
         workers: This process among the trial's.
         micro_batch: At most so many rows per pass and worker; from the batch size if None.
         acceleration: How to compute.
+        histograms: Whether each epoch's result has those of weights and gradients.
 
     Attributes:
         history: The result of each finished epoch.
@@ -83,6 +85,7 @@ class FineTuning:
         workers: Workers,
         micro_batch: int | None = None,
         acceleration: Acceleration = PLAIN,
+        histograms: bool = False,
     ) -> None:
         self.history: list[EpochResult] = []
         hp = with_freeze_depth(hp, layers)
@@ -90,6 +93,7 @@ class FineTuning:
         self._task, self._layers = get_task(data.task), layers
         self._least_rows = 2 * workers.world_size if has_moving_statistics(base) else 1
         self._epochs, self._seed, self._acceleration = epochs, seed, acceleration
+        self._has_histograms = histograms
         self._finished_steps = 0
         self._total_steps = epochs * len(self._train_batches(epoch=1))
 
@@ -157,8 +161,8 @@ class FineTuning:
         confusion = self._task.confusion(outputs, self._data.validation, self._data)
         counts = None if confusion is None or len(confusion) > MAX_CLASSES_SHOWN else confusion.tolist()
         seconds = time.perf_counter() - started
-        rate = samples_per_second
-        self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, rate, padding, counts))
+        rate, drawn = samples_per_second, self._histograms() if self._has_histograms else None
+        self.history.append(EpochResult(epoch, metrics, train_loss, curve, seconds, rate, padding, counts, drawn))
         return self.history[-1]
 
     def try_step(self, batch: GlobalBatch) -> None:
@@ -228,6 +232,11 @@ class FineTuning:
         self._lr_scheduler.step()
         self._finished_steps += 1
         return result
+
+    def _histograms(self) -> dict[str, Histogram]:
+        """Of all that trains, and of its gradients in the last step."""
+        weights = {name: self._whole(parameter) for name, parameter in self._trainable.items()}
+        return histograms(weights, {name: parameter.grad for name, parameter in self._trainable.items()})
 
     def _looked_up(self) -> np.ndarray:
         """The token ids of every batch that is trained on, padding's among them."""

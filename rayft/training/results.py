@@ -1,6 +1,6 @@
 """What an epoch of training leaves behind. Imports no torch: the processes that only pass it on have no use for it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 
@@ -18,6 +18,24 @@ class CurvePoint(NamedTuple):
     learning_rate: float
 
 
+class Histogram(NamedTuple):
+    """How the values of a tensor are distributed.
+
+    Attributes:
+        low: The least of them.
+        high: The greatest.
+        counts: How many lie in each of equally wide bins between these.
+        total: Their sum.
+        squares: The sum of their squares.
+    """
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    total: float
+    squares: float
+
+
 @dataclass(frozen=True)
 class EpochResult:
     """One finished epoch.
@@ -31,6 +49,7 @@ class EpochResult:
         samples_per_second: Rows trained on, over all workers, per second of training.
         padding: The fraction of the training tokens that is padding.
         confusion: Validation's counts of rows, or words, by true class and by predicted one; None without classes.
+        histograms: Of weights and gradients, if these were asked for; a checkpoint doesn't keep them.
     """
 
     epoch: int
@@ -41,10 +60,11 @@ class EpochResult:
     samples_per_second: float
     padding: float
     confusion: list[list[int]] | None = None
+    histograms: dict[str, Histogram] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return asdict(self)
+        """As JSON takes it, without histograms."""
+        return {name: value for name, value in asdict(replace(self, histograms=None)).items() if name != "histograms"}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Self:

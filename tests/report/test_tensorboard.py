@@ -26,7 +26,7 @@ from rayft.report.confusion import CELL, MARGIN
 from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.study import TrialRecord
 from rayft.sweep_file import dump_sweep
-from rayft.training.results import CurvePoint, EpochResult
+from rayft.training.results import CurvePoint, EpochResult, Histogram
 
 METRICS = TASK_RULES["text-classification"].metrics
 
@@ -252,3 +252,22 @@ def test_the_hparams_tab_lists_each_trial_with_its_parameters_and_final_metric(
         assert set(group.hparams) == set(PARAMS)
         shown = {metric.name.tag: metric.value for metric in group.metric_values}
         assert shown == {f"best/{name}": pytest.approx(value) for name in METRICS}
+
+
+def test_histograms_are_what_tensorboard_draws(tmp_path: Path, config: SweepConfig) -> None:
+    one = Histogram(-1.0, 2.0, (1, 0, 5), 6.5, 13.25)
+    constant = Histogram(1.0, 1.0, (4,), 4.0, 4.0)
+    with TrialEvents(tmp_path, config) as events:
+        events.trial_started(0, PARAMS)
+        for epoch in (1, 2):
+            result = epoch_result(epoch, 0.5)
+            events.epoch(0, replace(result, histograms={"weights/head": one, "gradients/norm": constant}))
+    found = EventAccumulator(str(tmp_path / "trials/0"), size_guidance={"histograms": 0})  # all of them
+    found.Reload()
+    assert found.Tags()["histograms"] == ["weights/head", "gradients/norm"]
+    first, second = found.Histograms("weights/head")
+    assert (first.step, second.step) == (1, 2)
+    drawn = first.histogram_value
+    assert (drawn.min, drawn.max, drawn.num, drawn.sum, drawn.sum_squares) == (-1.0, 2.0, 6, 6.5, 13.25)
+    assert (drawn.bucket_limit, drawn.bucket) == ([0.0, 1.0, 2.0], [1, 0, 5])
+    assert found.Histograms("gradients/norm")[0].histogram_value.bucket == [4]

@@ -65,6 +65,7 @@ def fine_tuning(
     workers: Workers = ALONE,
     micro_batch: int | None = None,
     acceleration: Acceleration = PLAIN,
+    histograms: bool = False,
 ) -> FineTuning:
     """A trial on the tiny BERT."""
     return FineTuning(
@@ -77,6 +78,7 @@ def fine_tuning(
         workers=workers,
         micro_batch=micro_batch,
         acceleration=acceleration,
+        histograms=histograms,
     )
 
 
