@@ -61,11 +61,13 @@ class Package:
         folder: The job's working directory.
         bytes: How much lies in it.
         files: What lies in it, relative to it, with its size in bytes.
+        loggers: The packages that the sweep logs to.
     """
 
     folder: Path
     bytes: int
     files: dict[str, int]
+    loggers: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -87,7 +89,7 @@ def packed(config: SweepConfig, storage: str, with_files: bool) -> Iterator[Pack
             sent = _with_files(sent, folder)
         (folder / "sweep.yaml").write_text(dump_sweep(sent), encoding="utf-8")
         files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-        yield Package(folder, sum(files.values()), files)
+        yield Package(folder, sum(files.values()), files, tuple(config.logging))
 
 
 def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
         },
     }
     if environment == "install":
-        env["pip"] = {"packages": [f"{name}=={version(name)}" for name in PINNED if _is_installed(name)]}
+        env["pip"] = {"packages": [f"{name}=={version(name)}" for name in (*PINNED, *package.loggers) if _is_installed(name)]}
     return env
 
 

@@ -104,6 +104,14 @@ def test_a_job_is_stopped_like_by_ctrl_c_and_told_no_secret(project: Path, monke
         assert "pip" not in runtime_env(made, "cluster")
 
 
+def test_what_a_sweep_logs_to_is_installed_too(project: Path) -> None:
+    path = write_sweep(project, {"train": "train.csv"})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"logging": ["mlflow"]}))
+    with packed(load_sweep(path), "runs", with_files=True) as made:
+        names = [requirement.partition("==")[0] for requirement in runtime_env(made, "install")["pip"]["packages"]]
+    assert "mlflow" in names and "wandb" not in names
+
+
 def test_a_command_survives_the_shell() -> None:
     words = shlex.split(entrypoint("resume", "s3://bucket/with space; rm -rf /"))
     assert words[-1] == "s3://bucket/with space; rm -rf /"

@@ -27,7 +27,8 @@ from rayft.config import LoggerName, SweepConfig, Value
 from rayft.config_tasks import TASK_RULES
 from rayft.errors import SWEEP_FILE, ConfigError, SweepFailedError
 from rayft.report import loggers
-from rayft.report.loggers import RunLogger, SweepFacts, check_installed, trial_loggers
+from rayft.report.loggers import aside, base, check_installed, trial_loggers
+from rayft.report.loggers.base import RunLogger, SweepFacts
 from rayft.report.progress import Progress
 from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.run_folder import RunFolder
@@ -291,7 +292,7 @@ def test_without_a_key_wandb_is_left_out_and_mlflow_goes_on(
             watcher.trial_ended(ended(0))
     (note,) = notes
     assert re.fullmatch(r"logging to wandb failed \(UsageError: No API key .*\); the sweep goes on without it", note)
-    assert [record.getMessage() for record in caplog.records if record.name == loggers.__name__] == [note]
+    assert [record.getMessage() for record in caplog.records if record.name == aside.__name__] == [note]
     assert mlflow_runs(store)["headlines/0"].info.status == "FINISHED"
 
 
@@ -385,7 +386,7 @@ def test_a_server_that_does_not_answer_makes_nobody_wait(
 ) -> None:
     answer = threading.Event()
     use(monkeypatch, Broken(answer))
-    monkeypatch.setattr(loggers, "LONGEST_WAIT", 0.5)
+    monkeypatch.setattr(base, "LONGEST_WAIT", 0.5)
     start = time.monotonic()
     with trial_loggers(run, logging_to(config, "mlflow"), notes.append) as (watcher,):
         run_trials(watcher)
