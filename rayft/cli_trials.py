@@ -12,7 +12,7 @@ from rayft.config import STRATEGIES
 from rayft.errors import Fault, InterruptedReproduction, RunError
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 _TRIAL: dict[str, Any] = {"min": 0, "show_default": False, "autocompletion": completion.trial_numbers}
 States = Annotated[

@@ -29,7 +29,8 @@ from rayft.sweep.ranking import leaders
 from rayft.sweep.read_data import read_data
 from rayft.sweep.run_folder import RunFolder, first_line
 from rayft.sweep.search import check_and_encode, search
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 from rayft.tasks import get_task
 from rayft.training.results import EpochResult
 

@@ -16,7 +16,7 @@ from rayft.search_space import model_of, resolve
 from rayft.sweep.group_spec import group_spec
 from rayft.sweep.loaded_model import LoadedModels
 from rayft.sweep.run_folder import ENVIRONMENT, RunFolder
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.checkpoint import read_precision
 from rayft.training.failures import DivergedError
 from rayft.training.loop import FineTuning

@@ -622,7 +622,7 @@ def test_a_long_value_is_cut() -> None:
 
 
 def test_beside_hyperparameters_training_holds_what_is_the_same_for_all_trials() -> None:
-    shared = {"epochs", "precision", "cache", "cache_gb", "compile"}
+    shared = {"epochs", "precision", "cache", "cache_gb", "compile", "histograms"}
     assert set(TrainingConfig.model_fields) - set(Hyperparameters.model_fields) == shared
 
 

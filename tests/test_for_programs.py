@@ -12,7 +12,7 @@ from rayft.cli_options import result_alone
 from rayft.commands import Finished
 from rayft.errors import SweepFailedError
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from tests.conftest import WORDS
 from tests.program import exit_status, make_run
 from tests.sweep.conftest import sweep

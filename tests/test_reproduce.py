@@ -17,7 +17,8 @@ from rayft.reproduce import EpochPair, Reproduction, recorded_precision, reserva
 from rayft.search_space import resolve
 from rayft.sweep.remote_folder import RemoteFolder
 from rayft.sweep.run_folder import ENVIRONMENT, RunFolder
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
 from tests.export.conftest import LABELS, rows

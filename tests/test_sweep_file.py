@@ -288,9 +288,7 @@ def test_every_fault_at_once_each_at_its_line() -> None:
         "sweep.yaml:14: search_space.learning_rate.high: is missing",
         "sweep.yaml:16: search_space.learning_rate.hihg: unknown key",
         "sweep.yaml:17: search_space.batch_size: must be >= 1",
-        "sweep.yaml:20: search.metric: must be one of "
-        + ", ".join(f"'{name}'" for name in METRICS[:-1])
-        + f" or '{METRICS[-1]}'",
+        "sweep.yaml:20: search.metric: must be one of " + ", ".join(METRICS),
         "sweep.yaml:21: early_stopping.grace: unknown key",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 
 from rayft.completion import STATES
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import TrialState
+from rayft.sweep.trial_record import TrialState
 from tests.program import exit_status, make_run
 from tests.sweep.conftest import sweep
 

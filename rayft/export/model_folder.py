@@ -24,7 +24,7 @@ from rayft.search_space import model_of, resolve
 from rayft.strategies import get_strategy
 from rayft.strategies.base import trained_tensors, with_freeze_depth
 from rayft.sweep.final import Decision
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.tasks import get_task
 from rayft.training.checkpoint import read_checkpoint
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rayft.config import Columns, SweepConfig, TaskName
 from rayft.errors import Fault, ModelError
 from rayft.sweep.ranking import pareto_front
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 RECORD = "rayft.json"
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import rayft
-from rayft.config import SweepConfig
+from rayft.config import LoggerName, SweepConfig
 from rayft.config_paths import with_absolute_paths, with_models
 from rayft.config_space import as_list
 from rayft.data.load import HUB, resolve_source
@@ -24,6 +24,7 @@ Environment = Literal["install", "cluster"]
 
 LIMIT_BYTES = 95_000_000
 """Ray's job server takes no upload above 100 MiB. The rest is for the sweep file, and for what the zip file adds."""
+LOGGER_PACKAGES: dict[LoggerName, str] = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 PINNED = (
     "accelerate",
     "datasets",
@@ -61,13 +62,13 @@ class Package:
         folder: The job's working directory.
         bytes: How much lies in it.
         files: What lies in it, relative to it, with its size in bytes.
-        loggers: The packages that the sweep logs to.
+        needs: What the sweep's loggers need beside what every sweep does.
     """
 
     folder: Path
     bytes: int
     files: dict[str, int]
-    loggers: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -89,7 +90,8 @@ def packed(config: SweepConfig, storage: str, with_files: bool) -> Iterator[Pack
             sent = _with_files(sent, folder)
         (folder / "sweep.yaml").write_text(dump_sweep(sent), encoding="utf-8")
         files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-        yield Package(folder, sum(files.values()), files, tuple(config.logging))
+        needs = tuple(LOGGER_PACKAGES[name] for name in config.logging)
+        yield Package(folder, sum(files.values()), files, needs)
 
 
 def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
@@ -105,7 +107,8 @@ def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
         },
     }
     if environment == "install":
-        env["pip"] = {"packages": [f"{name}=={version(name)}" for name in (*PINNED, *package.loggers) if _is_installed(name)]}
+        names = [name for name in (*PINNED, *package.needs) if _is_installed(name)]
+        env["pip"] = {"packages": [f"{name}=={version(name)}" for name in names]}
     return env
 
 

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from rayft.report.tables import format_metric
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 _WIDTH = 40
 """Columns of the longest bar, where the console has room for it."""

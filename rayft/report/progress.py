@@ -19,7 +19,7 @@ from rayft.sweep.ranking import is_better
 from rayft.training.results import EpochResult
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 _RUNNING_SHOWN = 8
 """Rows of running trials in the live view; a larger cluster's would push the rest off the screen."""

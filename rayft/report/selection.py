@@ -8,7 +8,7 @@ from rayft.config import SweepConfig
 from rayft.report.tables import ranked
 from rayft.search_space import resolve
 from rayft.sweep.ranking import pareto_front
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rayft.config import MODEL, Mode, SweepConfig, Value
 from rayft.sweep.ranking import leaders
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     from rayft.jobs.client import Job

@@ -27,7 +27,7 @@ from rayft.report.tensorboard_about import LOSSES, about, hparam_value
 from rayft.training.results import EpochResult, Histogram
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 _unique = count()
 

@@ -15,7 +15,7 @@ from rayft.report.selection import front_of
 from rayft.report.tables import STATE_STYLES, format_duration, format_scores, format_value, ranked, repetition
 from rayft.search_space import model_of, resolve, values_read
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import TrialRecord, TrialState
+from rayft.sweep.trial_record import TrialRecord, TrialState
 
 _WIDTH = 80
 

@@ -20,8 +20,8 @@ from rayft.sweep.protocol import GroupSpec
 from rayft.sweep.recorder import Recorder
 from rayft.sweep.scheduler import make_scheduler
 from rayft.sweep.searcher import DriverOnly, StudySearcher
-from rayft.sweep.study import Role
 from rayft.sweep.trial import Trial
+from rayft.sweep.trial_record import Role
 
 logger = logging.getLogger(__name__)
 

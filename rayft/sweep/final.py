@@ -15,7 +15,7 @@ from scipy import stats
 from rayft.config import FinalConfig, SweepConfig, Value
 from rayft.search_space import starting_points
 from rayft.sweep.ranking import is_better, leaders
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 CHEAP = 0.25
 """The largest share of the search's own time that is taken without being asked for."""

@@ -16,7 +16,8 @@ from rayft.sweep.open_sweep import Watcher
 from rayft.sweep.remote_folder import LAST_OF_MODEL, RemoteFolder
 from rayft.sweep.run_folder import ENVIRONMENT, RunFolder, first_line, write_atomically
 from rayft.sweep.snapshot import snapshot
-from rayft.sweep.study import STUDY_FILE, TrialRecord
+from rayft.sweep.study import STUDY_FILE
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.results import EpochResult
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from rayft.config import SweepConfig, Value
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.results import EpochResult
 
 

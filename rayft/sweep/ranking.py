@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rayft.config import Mode
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 Point = Sequence[float]
 """A value for each objective."""

@@ -14,7 +14,7 @@ from rayft.sweep.protocol import EpochDone, GroupLost, Outcome, TrialFailed
 from rayft.sweep.ranking import leaders, pareto_front
 from rayft.sweep.run_folder import checkpoint_path
 from rayft.sweep.searcher import DriverOnly, StudySearcher
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from rayft.config import Mode, SweepConfig
 from rayft.sweep.ranking import Point
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

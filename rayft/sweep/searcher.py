@@ -11,7 +11,8 @@ from rayft.config import SweepConfig
 from rayft.search_space import model_of, resolve
 from rayft.sweep.protocol import Assignment
 from rayft.sweep.scheduler import replay
-from rayft.sweep.study import Role, SweepStudy
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import Role
 
 LATER = None
 """What a searcher answers while it has no trial to give."""

@@ -6,8 +6,7 @@ import math
 import sqlite3
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -20,9 +19,7 @@ from rayft.sweep.ranking import FailureKind, Point, best_epoch
 from rayft.sweep.run_folder import RunFolder, checkpoint_path
 from rayft.sweep.samplers import make_sampler
 from rayft.sweep.storage import Direction, SweepStorage
-
-TrialState = Literal["complete", "pruned", "failed", "running"]
-Role = Literal["search", "final"]
+from rayft.sweep.trial_record import TrialRecord, TrialState
 
 STUDY_NAME = "rayft"
 STUDY_FILE = "study.db"
@@ -30,68 +27,6 @@ WAY_OUT = "put a copy of it back, or start a new run"
 
 # Where the search itself is at fault, the sampler is told to keep away; where a machine or the code is, it isn't told.
 AVOIDABLE: frozenset[FailureKind] = frozenset({"out_of_memory", "diverged"})
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What the study holds of one trial.
-
-    Attributes:
-        number: The trial's number, from 0.
-        state: How it stands; `pruned` is what ASHA or the time limit stopped.
-        params: The searched hyperparameters and their values.
-        value: The search metric of the best epoch, None before the first epoch.
-        best_epoch: The epoch (from 1) that `value` comes from.
-        epochs: Finished epochs.
-        values: The search metric by epoch.
-        metrics: Every validation metric of the best epoch.
-        seconds: Time spent in finished epochs.
-        checkpoint: The best epoch's checkpoint, relative to the run folder, if it led the sweep when it was reported;
-            deleted again once three other trials are better.
-        digest: That checkpoint's, as the worker that wrote it reported.
-        reason: Why the trial failed or was stopped.
-        role: Whether it is of the search, or of the last stage.
-        final_of: In the last stage, the trial whose configuration it has; None for the untuned default.
-        seed: In the last stage, what was added to the sweep's seed.
-        further: The values of the objectives besides the search metric, by epoch and name; none where that is all.
-    """
-
-    number: int
-    state: TrialState
-    params: Params
-    value: float | None = None
-    best_epoch: int | None = None
-    epochs: int = 0
-    values: dict[int, float] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    checkpoint: str | None = None
-    digest: str | None = None
-    reason: str | None = None
-    role: Role = "search"
-    final_of: int | None = None
-    seed: int = 0
-    further: dict[int, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def point(self) -> tuple[float, ...]:
-        """The value of each objective at the best epoch; nothing before the first epoch."""
-        return tuple(self.objectives("").values())
-
-    @property
-    def measured(self) -> dict[str, float]:
-        """All that was measured of the best epoch: every validation metric, and the further objectives."""
-        return self.metrics | self.further.get(self.best_epoch or 0, {})
-
-    def objectives(self, metric: str) -> dict[str, float]:
-        """The same by name.
-
-        Args:
-            metric: The search metric's.
-        """
-        if self.value is None or self.best_epoch is None:
-            return {}
-        return {metric: self.value, **self.further.get(self.best_epoch, {})}
 
 
 class SweepStudy:

@@ -15,7 +15,7 @@ from rayft.data.splits import Rows
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_tokenizer
 from rayft.search_space import resolve
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.loop import FineTuning
 from rayft.training.workers import Workers
 from tests.texts import TEXTS, encode_texts, text_rows, text_splits

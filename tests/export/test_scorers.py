@@ -19,7 +19,7 @@ from rayft.export.verify import TOLERANCE
 from rayft.models.layers import map_layers
 from rayft.models.load import load_model, load_preprocessor
 from rayft.search_space import resolve
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.tasks import get_task
 from rayft.training.loop import FineTuning
 from tests.conftest import tiny_model

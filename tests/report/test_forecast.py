@@ -34,7 +34,7 @@ from rayft.report.trainable import count_trainable, trainable_parts
 from rayft.strategies import get_strategy
 from rayft.strategies.base import with_freeze_depth
 from rayft.sweep.scheduler import make_scheduler, replay
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from tests.conftest import FAMILIES, IMAGE_FAMILIES, LM_FAMILIES, NUM_BLOCKS, WORDS, tiny_layers, tiny_model
 
 MODELS: list[tuple[TaskName, str]] = [

@@ -21,7 +21,8 @@ from rayft.report.html.parts import is_wide, number, short
 from rayft.report.html.search_figures import importances
 from rayft.report.html.view import distributions, study_of
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 from tests.report.runs import HOSTILE, Trial, best_of, classes, make_run, report_of
 from tests.sweep.conftest import quality, sweep
 

@@ -32,7 +32,7 @@ from rayft.report.loggers.base import RunLogger, SweepFacts
 from rayft.report.progress import Progress
 from rayft.sweep.open_sweep import OpenSweep, Watcher
 from rayft.sweep.run_folder import RunFolder
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.results import CurvePoint, EpochResult
 
 METRICS = TASK_RULES["text-classification"].metrics

@@ -8,7 +8,7 @@ from rayft.config import SweepConfig
 from rayft.config_tasks import TASK_RULES
 from rayft.report.progress import Progress
 from rayft.report.tables import output_console
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.results import EpochResult
 
 METRICS = TASK_RULES["text-classification"].metrics

@@ -17,7 +17,7 @@ from rayft.report.tables import (
     trials_table,
     winner_table,
 )
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 CONFIG = SweepConfig.model_validate({"model": "model", "data": {"train": "train.csv"}})
 COMPLETE = TrialRecord(

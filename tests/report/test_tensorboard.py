@@ -24,7 +24,7 @@ from rayft.config import SweepConfig
 from rayft.config_tasks import TASK_RULES
 from rayft.report.confusion import CELL, MARGIN
 from rayft.report.tensorboard import TrialEvents
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from rayft.sweep_file import dump_sweep
 from rayft.training.results import CurvePoint, EpochResult, Histogram
 

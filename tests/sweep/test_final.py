@@ -8,7 +8,7 @@ from scipy import stats
 from rayft.config import SweepConfig
 from rayft.search_space import Params
 from rayft.sweep.final import SAME, FinalRun, compare, cost, decide, default_params, plan
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 
 def sweep(final: Any = None, metric: str = "accuracy", **search: Any) -> SweepConfig:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rayft.sweep.ranking import best_epoch, dominates, is_better, leaders, pareto_front
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 
 def test_the_mode_says_which_value_is_better() -> None:

@@ -17,7 +17,8 @@ from rayft.sweep.recorder import Recorder
 from rayft.sweep.run_folder import RunFolder
 from rayft.sweep.scheduler import make_scheduler
 from rayft.sweep.searcher import StudySearcher
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 from rayft.training.results import CurvePoint, EpochResult
 from tests.sweep.conftest import OpenStudy, metrics, sweep
 

@@ -10,7 +10,7 @@ from rayft.config import Hyperparameters, SweepConfig
 from rayft.sweep.protocol import Assignment
 from rayft.sweep.ranking import dominates
 from rayft.sweep.scheduler import front_numbers, make_scheduler, replay
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 from tests.sweep.conftest import metrics, sweep
 
 

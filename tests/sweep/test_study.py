@@ -13,7 +13,8 @@ from rayft.config import SweepConfig
 from rayft.errors import ConfigError
 from rayft.search_space import Params
 from rayft.sweep.ranking import FailureKind
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 from tests.sweep.conftest import OpenStudy, metrics, quality, sweep
 
 Read = Callable[[], list[Any]]

@@ -24,7 +24,7 @@ from rayft.report.html.parts import (
 )
 from rayft.report.tables import format_duration
 from rayft.sweep.ranking import is_better
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 FEWEST_FOR_BOX = 5
 """Of fewer points a box says more than they do."""

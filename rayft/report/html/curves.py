@@ -20,7 +20,7 @@ from rayft.report.html.parts import (
     number,
     score_axis,
 )
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 LEADERS = 5
 _NO_EPOCH = "No trial has finished an epoch."

@@ -16,7 +16,8 @@ from rayft.report.html.parts import number, short
 from rayft.report.tables import format_value
 from rayft.sweep.ranking import leaders
 from rayft.sweep.run_folder import ENVIRONMENT
-from rayft.sweep.study import SweepStudy, TrialRecord
+from rayft.sweep.study import SweepStudy
+from rayft.sweep.trial_record import TrialRecord
 
 Json = dict[str, Any]
 

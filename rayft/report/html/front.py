@@ -20,7 +20,7 @@ from rayft.report.html.parts import (
 )
 from rayft.report.tables import format_scores
 from rayft.sweep.ranking import pareto_front
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 
 def front(facts: Facts) -> Section | None:

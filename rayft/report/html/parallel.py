@@ -16,7 +16,7 @@ from rayft.report.html.facts import Facts
 from rayft.report.html.parts import NONE_SCORED, Figure, Layout, Section, Table, Trace, is_wide, number, plain
 from rayft.report.html.view import Distributions, choice_of, distributions
 from rayft.report.tables import format_duration, format_value
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 LEVELS = 6
 """Shades of the lines."""

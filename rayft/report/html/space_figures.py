@@ -22,7 +22,7 @@ from rayft.report.html.parts import (
     score_axis,
 )
 from rayft.report.html.view import distributions, plain_values, quiet, study_of
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 MOST_SLICES = 12
 MOST_FREE = 40

@@ -5,7 +5,7 @@ from statistics import median
 from rayft.report.html.facts import Facts, Json
 from rayft.report.html.parts import NONE_SCORED, Figure, Section, Table, axis, count, number
 from rayft.report.tables import STATE_STYLES, format_duration, format_value, ranked
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 _CAUSES = {
     "out_of_memory": "out of memory",

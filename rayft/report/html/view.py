@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from rayft.config import Categorical, Value
 from rayft.report.html.facts import Facts
 from rayft.report.html.parts import Layout, Trace
-from rayft.sweep.study import TrialRecord
+from rayft.sweep.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -14,7 +14,7 @@ from rayft.sweep.run_folder import first_line
 from rayft.training.results import EpochResult
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 logger = logging.getLogger(__name__)
 

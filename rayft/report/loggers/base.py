@@ -9,7 +9,7 @@ from rayft.sweep.run_folder import ENVIRONMENT, RunFolder
 from rayft.training.results import EpochResult
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 PROJECT = "rayft"
 """The experiment of MLflow, or the project of Weights & Biases, where the environment names none."""

@@ -12,7 +12,7 @@ from rayft.report.loggers.base import PROJECT, SweepFacts, of_best, of_end, of_e
 from rayft.training.results import EpochResult
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 
 class MlflowRuns:

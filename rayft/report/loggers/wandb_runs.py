@@ -9,7 +9,7 @@ from rayft.report.loggers.base import LONGEST_WAIT, PROJECT, SweepFacts, of_best
 from rayft.training.results import EpochResult
 
 if TYPE_CHECKING:
-    from rayft.sweep.study import TrialRecord
+    from rayft.sweep.trial_record import TrialRecord
 
 
 class WandbRuns:
