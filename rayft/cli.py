@@ -118,14 +118,19 @@ def export(
 
 @app.command()
 def tensorboard(
-    run: RunAddress, port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 6006
+    run: RunAddress,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="The first free one from 6006 on without it.", show_default=False),
+    ] = None,
 ) -> None:
     """Opens TensorBoard on a run's trials, on this machine only."""
     from rayft.sweep.run_folder import RunFolder
 
     folder = RunFolder.find(run, "views")
     logdir = str(folder.path / "trials")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", logdir, "--host", "127.0.0.1"]
+    command += [] if port is None else ["--port", str(port)]
     if folder.remote is None:
         os.execv(sys.executable, command)
     from rayft.sweep.mirror import following_events

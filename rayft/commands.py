@@ -3,7 +3,8 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from rayft.report.tensorboard import TrialEvents
 from rayft.sweep.final import decide, plan
 from rayft.sweep.mirror import mirrored, publish_model
 from rayft.sweep.open_sweep import OpenSweep, Watcher
-from rayft.sweep.ranking import leaders
+from rayft.sweep.ranking import ranking
 from rayft.sweep.read_data import read_data
 from rayft.sweep.run_folder import RunFolder, first_line
-from rayft.sweep.search import check_and_encode, search
+from rayft.sweep.search import search
 from rayft.sweep.study import SweepStudy
 from rayft.sweep.trial_record import TrialRecord
 from rayft.tasks import get_task
@@ -62,6 +63,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         SweepFailedError: No trial gave a model.
         InterruptedSweep: It was interrupted and can be resumed.
     """
+    began = time.monotonic()
     check_installed(config, SWEEP_FILE)
     config, splits = read_data(with_absolute_paths(config))
     for note in (*config.notes, *splits.notes):
@@ -73,7 +75,7 @@ def new_sweep(config: SweepConfig, name: str, address: str | None, progress: Pro
         try:
             with mirrored(run) as watchers:
                 is_ours = True
-                return _run(config, run, address, progress, watchers, splits)
+                return _run(config, run, address, progress, watchers, splits, began)
         except UserError:
             if not is_ours:
                 shutil.rmtree(run.path, ignore_errors=True)
@@ -94,6 +96,7 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
     Raises:
         RunError: The run is in use, or has more trials already.
     """
+    began = time.monotonic()
     with run.lock(), mirrored(run) as watchers:
         config = run.config()
         check_installed(config, run.address)
@@ -109,7 +112,7 @@ def resume_sweep(run: RunFolder, trials: int | None, address: str | None, progre
             (run.path / config.encoded_folder(model) / MANIFEST).exists() for model in config.models
         )
         splits = None if encoded else load_splits(config.data, config.search.seed, get_task(config.task))
-        return _run(config, run, address, progress, watchers, splits)
+        return _run(config, run, address, progress, watchers, splits, began)
 
 
 def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> TrialRecord:
@@ -122,7 +125,7 @@ def find_winner(config: SweepConfig, run: RunFolder, study: SweepStudy) -> Trial
     decision = decide(config, records)
     decided = [] if decision is None else [study.record(decision.run)]
     searched = [record for record in records if record.role == "search"]
-    for trial in (*decided, *leaders(searched, config.mode, len(searched))):
+    for trial in (*decided, *ranking(searched, config.modes)):
         if trial.checkpoint is not None and run.obtain(trial.checkpoint):
             return trial
     raise SweepFailedError(_why_nothing_won(records))
@@ -205,12 +208,8 @@ def _export_winner(
     record = run.best / RECORD
     if record.exists():
         best: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        is_whole = {"final", "interval", "front"} <= best.keys()  # an earlier version's isn't
-        if is_whole and (best["trial"], best["checkpoint_digest"], best["front"]) == (
-            winner.number,
-            winner.digest,
-            front,
-        ):
+        is_whole = {"final", "interval"} <= best.keys() and (front is None or best.get("front") == front)
+        if is_whole and (best["trial"], best["checkpoint_digest"]) == (winner.number, winner.digest):
             publish_model(run, run.best.name)
             return best
     progress.note(f"exporting trial {winner.number} and verifying it in a clean process")
@@ -233,6 +232,7 @@ def _run(
     progress: Progress,
     others: tuple[Watcher, ...],
     splits: Splits | None,
+    began: float,
 ) -> Finished:
     handler = _log_to(run.log)
     try:
@@ -245,18 +245,15 @@ def _run(
         last_runs = len(plan(config, records)) + sum(r.role == "final" and r.state == "running" for r in records)
         with Verifier() as verifier:
             if to_run > 0 or last_runs:
-                with TrialEvents(run.path, config) as events, trial_loggers(run, config, progress.note) as loggers:
+                with (
+                    TrialEvents(run.path, config, lambda number: study.record(number).role) as events,
+                    trial_loggers(run, config, progress.note) as loggers,
+                ):
                     last = _LastTrial(config.search.trials - 1, verifier)
                     watchers: tuple[Watcher, ...] = (events, progress, last, *loggers, *others)
                     to_run = max(to_run, last_runs)
-                    sweep = OpenSweep(config, run, study, watchers, to_run, progress.note)
-                    if LATENCY in config.objectives:
-                        from rayft.export.latency import measure_latencies
-
-                        check_and_encode(sweep, splits)
-                        measure_latencies(config, run, progress.note)
-                        splits = None
-                    search(sweep, address, splits)
+                    sweep = OpenSweep(config, run, study, watchers, to_run, progress.note, began)
+                    search(sweep, address, splits, _timing(config, run, progress))
             progress.stop()
             best = _export_winner(config, run, study, progress, verifier)
             _report(config, run, study, progress)
@@ -271,6 +268,15 @@ def _run(
         progress.stop()
         logging.getLogger("rayft").removeHandler(handler)
         handler.close()
+
+
+def _timing(config: SweepConfig, run: RunFolder, progress: Progress) -> Callable[[], None] | None:
+    """What is to be measured while nothing else runs, if anything."""
+    if LATENCY not in config.objectives:
+        return None
+    from rayft.export.latency import measure_latencies
+
+    return lambda: measure_latencies(config, run, progress.note)
 
 
 def _report(config: SweepConfig, run: RunFolder, study: SweepStudy, progress: Progress) -> None:

@@ -147,7 +147,7 @@ class SearchConfig(StrictModel):
     """Follows from the metric if not given, and always where there are several; see `SweepConfig.modes`."""
     trials: int = Field(16, ge=1)
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(None, gt=0)
-    """Seconds, or 90s, 30m, 1h30m: no epoch is started after it."""
+    """Seconds, or 90s, 30m, 1h30m, from the command's start to the exported winner, as far as can be foreseen."""
     core_hours: float | None = Field(None, gt=0)
     """Hours of all CPU cores that the workers hold, together."""
     gpu_hours: float | None = Field(None, gt=0)

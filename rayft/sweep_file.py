@@ -105,9 +105,16 @@ def locate(path: Path, faults: list[Fault]) -> list[Fault]:
     return [new if old.where == SWEEP_FILE else old for old, new in zip(faults, found, strict=True)]
 
 
-def dump_sweep(config: SweepConfig) -> str:
-    """The YAML of a configuration, without the defaults that it leaves as they are."""
-    values = config.model_dump(mode="json", exclude_unset=True)
+def dump_sweep(config: SweepConfig, *, defaults: bool = False) -> str:
+    """The YAML of a configuration.
+
+    Args:
+        config: The sweep.
+        defaults: Whether with the defaults that it leaves as they are, and with the metric that follows from the task.
+    """
+    values = config.model_dump(mode="json", exclude_unset=not defaults)
+    if defaults:
+        values["search"]["metric"] = values["search"]["metric"] or config.metric
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -55,7 +55,7 @@ def test_a_filter_that_matches_nothing_says_what_there_is(run: str, capsys: pyte
     assert exit_status("trials", run, "--strategy", "lora") == 0
     assert capsys.readouterr().out == f"no trial has strategy lora; {there}"
     assert exit_status("trials", run, "--state", "pruned", "--state", "running", "--strategy", "partial") == 0
-    assert capsys.readouterr().out == f"no trial is pruned or running with strategy partial; {there}"
+    assert capsys.readouterr().out == f"no trial is pruned or running and has strategy partial; {there}"
     assert exit_status("trials", run, "--strategy", "lora", "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
 

@@ -14,7 +14,7 @@ from rayft.config import DataConfig
 from rayft.data.encoded import MANIFEST, RAW
 from rayft.data.formats import first_places
 from rayft.data.quality import class_counts
-from rayft.data.splits import Splits
+from rayft.data.splits import Rows, Splits
 from rayft.errors import DataError, Fault
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def encode_splits(splits: Splits, task: "Task", preprocessor: Any, config: DataC
     for split, rows in splits.present().items():
         summary = _write_split(task.encode(rows, preprocessor, config, facts), folder / f"{split}.arrow")
         summaries[split] = {"columns": summary.columns, "rows": summary.rows, "tokens": summary.tokens}
-        summaries[split] |= {"truncated": summary.truncated}
+        summaries[split] |= {"truncated": summary.truncated, "classes": _classes(rows, splits)}
         if not summary.rows:
             rule = f"none of its {len(rows)} rows has a token to be predicted within data.max_length"
             faults.append(Fault(split, f"{rule} {config.max_length}", f"data.{split}"))
@@ -73,6 +73,7 @@ def encode_splits(splits: Splits, task: "Task", preprocessor: Any, config: DataC
         "pad_token_id": getattr(preprocessor, "pad_token_id", None) or 0,
         "facts": facts,
         "splits": summaries,
+        "notes": [*splits.notes, *notes],
     }
     temporary = folder / f"{MANIFEST}.tmp"
     temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -89,6 +90,13 @@ class _Summary:
     tokens: int = 0
     truncated: int = 0
     empty: list[int] = field(default_factory=list)
+
+
+def _classes(rows: Rows, splits: Splits) -> dict[str, int] | None:
+    """How many rows, or words, there are of each class; None where there are no classes."""
+    if rows.labels is None or not splits.label_names:
+        return None
+    return dict(zip(splits.label_names, class_counts(rows.labels, splits.label_names), strict=True))
 
 
 def _write_split(encoded: "Iterator[Encoded]", path: Path) -> _Summary:

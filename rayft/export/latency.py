@@ -33,7 +33,7 @@ def measure_latencies(config: SweepConfig, run: RunFolder, note: Callable[[str],
         if model in known:
             continue
         encoded = run.path / config.encoded_folder(model)
-        with TemporaryDirectory(prefix="rayft-latency-") as folder, Verifier() as verifier:
+        with TemporaryDirectory(prefix=".latency-", dir=run.path) as folder, Verifier() as verifier:
             verifier.start()
             data = EncodedData.open(encoded)
             write_untrained(config, model, data, Path(folder))

@@ -46,7 +46,7 @@ _TEMPLATE = """\
 # {base} fine-tuned for {task}
 
 `{model}`, fine-tuned with strategy `{strategy}` on {rows} rows{labels_count}. It is epoch {epoch} of trial {trial} in a
-hyperparameter search by {metric} on the validation split.
+hyperparameter search by {metric} on the validation split{again}.
 
 A clean process loaded this folder with plain `transformers` and scored validation again from the raw rows: every metric
 was within {tolerance} of what the search had recorded, but for rows that rounding decides.
@@ -103,6 +103,7 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
         labels_count=f" with {len(best['labels'])} labels" if best["labels"] else "",
         epoch=best["epoch"],
         trial=best["trial"],
+        again=_again(best),
         metric=best["metric"],
         tolerance=best["verification"]["tolerance"],
         results=_table(
@@ -124,6 +125,10 @@ def model_card(config: SweepConfig, best: Mapping[str, Any]) -> str:
         seed=config.search.seed,
         versions=", ".join(f"{name} {version}" for name, version in best["versions"].items()),
     )
+
+
+def _again(best: Mapping[str, Any]) -> str:
+    return "" if best["final"] is None else f", in which it is trial {best['final']['trial']} again with another seed"
 
 
 def _class_tables(best: Mapping[str, Any], split: str) -> str:

@@ -107,8 +107,9 @@ def runtime_env(package: Package, environment: Environment) -> dict[str, Any]:
         },
     }
     if environment == "install":
-        names = [name for name in (*PINNED, *package.needs) if _is_installed(name)]
-        env["pip"] = {"packages": [f"{name}=={version(name)}" for name in names]}
+        pinned = [f"{name}=={version(name)}" for name in (*PINNED, *package.needs) if _is_installed(name)]
+        unknown = [name for name in package.needs if not _is_installed(name)]  # the laptop may do without
+        env["pip"] = {"packages": pinned + unknown}
     return env
 
 

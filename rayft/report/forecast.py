@@ -139,7 +139,8 @@ def forecast(
     memory = torch.cuda.get_device_properties(0).total_memory * gpus if gpus else psutil.virtual_memory().total
     machine = Machine(cluster.cpu_count(), first.device, first.precision, placement.groups, int(memory))
     drawn = draw_configurations(config)
-    stopping = [False] if config.early_stopping is None else [False, True]
+    # Of several objectives it can't be told how many trials no other one beats, so this is the most it can take.
+    stopping = [False] if config.early_stopping is None or len(config.objectives) > 1 else [False, True]
     caching = [False, True] if config.training.cache == "auto" and _freezes(drawn, costs) else [False]
     seconds = {
         (stops, cached): sweep_seconds(

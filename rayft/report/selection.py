@@ -32,7 +32,7 @@ class Selection:
         on_front = front_of(records, config)
         wanted = [
             record
-            for record in ranked(records, config.mode)
+            for record in ranked(records, config.modes)
             if (not self.states or record.state in self.states)
             and (not self.strategies or strategy_of(record, config) in self.strategies)
             and (not self.front or record.number in on_front)
@@ -43,8 +43,10 @@ class Selection:
         """Says that no trial is wanted, and what there is."""
         if not records:
             return "no trial has started"
-        asked = " with strategy ".join(" or ".join(names) for names in (self.states, self.strategies) if names)
-        asked = f"is {asked}" if self.states else f"has strategy {asked}"
+        wanted = [f"is {' or '.join(self.states)}"] if self.states else []
+        wanted += [f"has strategy {' or '.join(self.strategies)}"] if self.strategies else []
+        wanted += ["is one that no other beats in all of search.metric"] if self.front else []
+        asked = " and ".join(wanted)
         states = _counts(record.state for record in records)
         strategies = _counts(strategy_of(record, config) for record in records)
         return f"no trial {asked}; the run has {states}; by strategy {strategies}"

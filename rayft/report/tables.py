@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayft.config import MODEL, Mode, SweepConfig, Value
-from rayft.sweep.ranking import leaders
+from rayft.sweep.ranking import ranking
 from rayft.sweep.trial_record import TrialRecord
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def trials_table(records: Sequence[TrialRecord], config: SweepConfig, front: Col
     for title in ("trial", "state", *config.objectives, *(["front"] if several else []), "epochs", "time"):
         table.add_column(title, justify="left" if title == "state" else "right", no_wrap=True)
     table.add_column("parameters", overflow="fold")
-    for record in ranked(records, config.mode):
+    for record in ranked(records, config.modes):
         about = Text(format_params(record.params))
         if record.role == "final":
             about = Text.assemble((repetition(record), "dim"), " ", about)
@@ -84,7 +84,8 @@ def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("best trial", f"{best['trial']}, epoch {best['epoch']}")
+    again = "" if best["final"] is None else f", trained again as trial {best['trial']}"
+    table.add_row("best trial", f"{searched_as(best)}{again}, epoch {best['epoch']}")
     table.add_row("parameters", Text(format_params(best["params"])))
     for split in ("validation", "test"):
         if best[split] is not None:
@@ -103,6 +104,11 @@ def winner_table(best: Mapping[str, Any], folder: Path) -> Table:
         table.add_row("last stage", sentence)
     table.add_row("model", Text(str(folder)))
     return table
+
+
+def searched_as(best: Mapping[str, Any]) -> int:
+    """The trial of the search that a `rayft.json` is of, which may have been trained again under another number."""
+    return int(best["trial"] if best["final"] is None else best["final"]["trial"])
 
 
 def trials_json(records: Sequence[TrialRecord], config: SweepConfig, front: Collection[int]) -> list[dict[str, Any]]:
@@ -134,18 +140,18 @@ def trials_json(records: Sequence[TrialRecord], config: SweepConfig, front: Coll
     ]
 
 
-def ranked(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
+def ranked(records: Sequence[TrialRecord], modes: Sequence[Mode]) -> list[TrialRecord]:
     """The trials from best to worst, the search's before those of the last stage.
 
     Those that failed or have no value yet come last among each, by number.
     """
     searched = [record for record in records if record.role == "search"]
     again = [record for record in records if record.role == "final"]
-    return [one for part in (searched, again) for one in _best_first(part, mode)]
+    return [one for part in (searched, again) for one in _best_first(part, modes)]
 
 
-def _best_first(records: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
-    best = leaders(list(records), mode, len(records))
+def _best_first(records: Sequence[TrialRecord], modes: Sequence[Mode]) -> list[TrialRecord]:
+    best = ranking(records, modes)
     placed = {record.number for record in best}
     return best + sorted((r for r in records if r.number not in placed), key=lambda record: record.number)
 

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -24,6 +24,7 @@ from rayft.config import SweepConfig, Value
 from rayft.data.encoded import MANIFEST
 from rayft.report.confusion import confusion_png
 from rayft.report.tensorboard_about import LOSSES, about, hparam_value
+from rayft.sweep.trial_record import Role
 from rayft.training.results import EpochResult, Histogram
 
 if TYPE_CHECKING:
@@ -77,13 +78,15 @@ class TrialEvents:
     which are also the HParams tab's, and the confusion matrix of that epoch as a picture.
     """
 
-    def __init__(self, run: Path, config: SweepConfig) -> None:
+    def __init__(self, run: Path, config: SweepConfig, role_of: Callable[[int], Role] = lambda _: "search") -> None:
         """Describes the sweep to TensorBoard, once in a run's life.
 
         Args:
             run: The run folder.
             config: Its sweep.
+            role_of: Whether a trial is of the search; others have curves, and no row in the HParams tab.
         """
+        self._role_of = role_of
         self._trials = run / "trials"
         self._manifest = run / config.encoded_folder(config.models[0]) / MANIFEST
         self._space = config.space
@@ -106,9 +109,10 @@ class TrialEvents:
         if number in self._sessions:
             return
         session = self._sessions[number] = _Session(_EventFile(self._trials / str(number)))
-        values = {name: hparam_value(self._space[name], value) for name, value in params.items()}
-        summary = summary_v2.hparams_pb(values, trial_id=str(number))
-        session.file.write(Event(wall_time=time.time(), step=0, summary=summary))
+        if self._role_of(number) == "search":
+            values = {name: hparam_value(self._space[name], value) for name, value in params.items()}
+            summary = summary_v2.hparams_pb(values, trial_id=str(number))
+            session.file.write(Event(wall_time=time.time(), step=0, summary=summary))
 
     def epoch(self, number: int, result: EpochResult) -> None:
         """Writes an epoch's curve and metrics; what an earlier, lost attempt wrote for the same steps gives way."""
@@ -141,7 +145,8 @@ class TrialEvents:
             file.write(_scalars(record.best_epoch, values, time.time()))
             if counts := session.confusions.get(record.best_epoch):
                 file.write(_picture(record.best_epoch, "validation/confusion", confusion_png(counts, self._classes)))
-        file.write(Event(wall_time=time.time(), step=0, summary=_session_end(record.state == "failed")))
+        if record.role == "search":
+            file.write(Event(wall_time=time.time(), step=0, summary=_session_end(record.state == "failed")))
         file.close()
 
     @cached_property

@@ -18,7 +18,11 @@ LOSSES = ("loss/train", "loss/validation")
 
 def about(config: SweepConfig) -> Summary:
     """All of it, as one summary."""
-    parts = (_experiment(config), _layout(config), _text("sweep.yaml", f"```yaml\n{dump_sweep(config)}\n```"))
+    parts = (
+        _experiment(config),
+        _layout(config),
+        _text("sweep.yaml", f"```yaml\n{dump_sweep(config, defaults=True)}\n```"),
+    )
     return Summary(value=[value for part in parts for value in part.value])
 
 

@@ -87,7 +87,7 @@ def view_trial(config: SweepConfig, run: RunFolder, records: Sequence[TrialRecor
     read = values_read(config, resolve(config, record.params))
     searched = [other for other in records if other.role == "search"]
     can_win = record in searched and record.value is not None and record.state != "failed"
-    order = [other.number for other in ranked(searched, config.mode)]
+    order = [other.number for other in ranked(searched, config.modes)]
     kept = record.checkpoint if record.checkpoint in run.checkpoints(record.number) else None
     return TrialView(
         number=record.number,
@@ -130,8 +130,8 @@ def print_trial(view: TrialView, console: Console) -> None:
         about.add_row("best epoch", f"{view.best_epoch}")
         about.add_row("validation", format_scores(view.metrics))
         if len(view.objectives) > 1:
-            beaten = "no other trial beats it in all" if view.on_front else "another trial beats it in all"
-            about.add_row("searched for", f"{format_scores(view.objectives)}; {beaten}")
+            beaten = "; on the Pareto front" if view.on_front else ""
+            about.add_row("searched for", f"{format_scores(view.objectives)}{beaten}")
     about.add_row("checkpoint", Text(view.checkpoint or "none: only those of the leading trials are kept"))
     chart = None if view.best_epoch is None else Chart(view.curve, view.metric, view.best_epoch)
     for part in (about, _hyperparameter_table(view.hyperparameters), chart or "no epoch is finished"):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Stopper(DriverOnly, tune.Stopper):  # type: ignore[misc]
-    """Ends the experiment, and with it every wait for an epoch."""
+    """Ends a stage, and with it every wait for an epoch."""
 
     def __init__(self, is_over: Callable[[], bool], exchange: ActorHandle) -> None:
         self._is_over = is_over
@@ -40,7 +40,7 @@ class _Stopper(DriverOnly, tune.Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         if not self._over and self._is_over():
             self._over = True
-            self._exchange.close.remote()
+            self._exchange.end_stage.remote()
         return self._over
 
 
@@ -49,7 +49,8 @@ def run_trials(
     spec: GroupSpec,
     placement: Placement,
     meanwhile: Callable[[], None],
-    is_over: Callable[[], bool],
+    is_over: Callable[[Role], bool],
+    close_cut_off: Callable[[], None],
 ) -> None:
     """Starts the groups, runs all trials that are still to run, and ends the groups.
 
@@ -58,7 +59,8 @@ def run_trials(
         spec: What the groups need to know.
         placement: How many groups, and of what.
         meanwhile: Called while the groups come up; after it the encoded data lies in the run folder.
-        is_over: Asked several times a second whether to end before the last trial.
+        is_over: Asked several times a second whether a stage has to end before its last trial.
+        close_cut_off: Called after the search, if there is time for a last stage: what was cut off is over.
 
     Raises:
         SweepFailedError: It can't go on, and can be resumed.
@@ -74,8 +76,11 @@ def run_trials(
         meanwhile()
         patience = STOP_SECONDS
         recorder = _tune(sweep, placement.groups, exchange, scratch, is_over, "search")
-        if recorder.stopped_by is None and not is_over() and open_finals(sweep):
-            recorder = _tune(sweep, placement.groups, exchange, scratch, is_over, "final")
+        if recorder.stopped_by is None and not is_over("final"):
+            close_cut_off()
+            if open_finals(sweep):
+                ray.get(exchange.begin_stage.remote())
+                recorder = _tune(sweep, placement.groups, exchange, scratch, is_over, "final")
     finally:
         if not groups.stop(patience) and patience:
             logger.warning("worker groups were ended in the middle of an epoch")
@@ -101,7 +106,7 @@ def open_finals(sweep: OpenSweep) -> bool:
 
 
 def _tune(
-    sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[], bool], role: Role
+    sweep: OpenSweep, groups: int, exchange: ActorHandle, scratch: Path, is_over: Callable[[Role], bool], role: Role
 ) -> Recorder:
     config = sweep.config
     if role == "final":  # where each run goes to its end
@@ -110,7 +115,7 @@ def _tune(
     latencies = sweep.run.latencies() if LATENCY in config.objectives else None
     searcher = StudySearcher(sweep.study, scheduler, config, groups, role, latencies)
     recorder = Recorder(sweep, searcher)
-    stopper = _Stopper(lambda: is_over() or recorder.stopped_by is not None, exchange)
+    stopper = _Stopper(lambda: is_over(role) or recorder.stopped_by is not None, exchange)
     trainable = tune.with_parameters(Trial, exchange=exchange, metric=config.metric, epochs=config.training.epochs)
     tuner = tune.Tuner(
         # Tune insists on some resource; the workers hold the CPUs and GPUs, so a trial takes a byte of memory.
@@ -142,16 +147,18 @@ def _tune(
 
 
 def _start_exchange(sweep: OpenSweep, placement: Placement) -> ActorHandle:
+    records = sweep.study.records()
     best = {
         record.number: (record.best_epoch, record.point)
-        for record in sweep.study.records()
+        for record in records
         if record.best_epoch is not None and record.state != "failed" and record.role == "search"
     }
     # On the driver's node: without the driver it has no use, and without it the driver has none.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
     max_failures, modes = sweep.config.cluster.max_failures, sweep.config.modes
-    return actor.remote(placement.groups, placement.workers, max_failures, modes, best)
+    ended = [record.number for record in records if record.state != "running"]
+    return actor.remote(placement.groups, placement.workers, max_failures, modes, best, ended)
 
 
 def _trial_name(trial: object) -> str:

@@ -5,7 +5,7 @@ which worker died on whose trial, hands the trial out again, and knows which epo
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from rayft.config import Mode
@@ -64,17 +64,26 @@ class Exchange:
         max_failures: How often one trial is handed out again after a worker was lost.
         modes: For each objective, whether less or more of it is better.
         best: Each earlier trial's best epoch and its point, when a sweep is resumed.
+        ended: Which of these are over.
     """
 
     def __init__(
-        self, slots: int, world_size: int, max_failures: int, modes: Sequence[Mode], best: dict[int, tuple[int, Point]]
+        self,
+        slots: int,
+        world_size: int,
+        max_failures: int,
+        modes: Sequence[Mode],
+        best: dict[int, tuple[int, Point]],
+        ended: Collection[int],
     ) -> None:
         self._slots = [_Slot() for _ in range(slots)]
         self._world_size = world_size
         self._max_failures = max_failures
         self._modes = modes
         self._best = dict(best)
+        self._ended = set(ended)
         self._closed = False
+        self._between_stages = False
 
     # --- for the trials
 
@@ -82,9 +91,11 @@ class Exchange:
         """Waits for the epoch after `reported` of a trial; repeating a call is harmless."""
         here = self._slots[slot]
         here.resolve(Interrupted())  # whoever waits there has been replaced
+        if here.command is not None and not here.is_on(assignment.trial):
+            self._ended.add(here.command.assignment.trial)
         if here.lost is not None:
             return GroupLost(here.lost)
-        if self._closed:
+        if self._closed or self._between_stages:
             return Interrupted()
         if here.command is not None and here.is_on(assignment.trial):
             here.command = replace(here.command, reported=reported)
@@ -129,7 +140,11 @@ class Exchange:
         others = [best for number, (_, best) in self._best.items() if number != trial]
         if sum(is_better(other[0], point[0], mode) for other in others) < LEADERS:
             return True
-        return not any(dominates(other, point, self._modes) for other in others)
+        if len(self._modes) == 1:
+            return False
+        # What a running trial has may be dominated by its next best epoch in less, or be lost when it fails.
+        ended = [best for number, (_, best) in self._best.items() if number in self._ended and number != trial]
+        return not any(dominates(other, point, self._modes) for other in ended)
 
     async def report(self, slot: int, trial: int, done: EpochDone) -> None:
         """Takes in an epoch."""
@@ -176,6 +191,16 @@ class Exchange:
             return True
         await self.lose(slot, reason)
         return False
+
+    async def end_stage(self) -> None:
+        """Ends every wait. Workers end the epoch that they are in, and have nothing to do until the next stage."""
+        self._between_stages = True
+        for slot in self._slots:
+            slot.resolve(Interrupted())
+
+    async def begin_stage(self) -> None:
+        """Trials may ask for epochs again."""
+        self._between_stages = False
 
     async def close(self) -> None:
         """Ends every wait and every worker that is between two epochs."""

@@ -14,7 +14,7 @@ from scipy import stats
 
 from rayft.config import FinalConfig, SweepConfig, Value
 from rayft.search_space import starting_points
-from rayft.sweep.ranking import is_better, leaders
+from rayft.sweep.ranking import is_better, leaders, ranking
 from rayft.sweep.trial_record import TrialRecord
 
 CHEAP = 0.25
@@ -67,21 +67,25 @@ class Decision:
         winner: The configuration with the best mean.
         run: The number of its best run, whose model is exported.
         configurations: All that were trained again, the best first.
-        default: The untuned default, if it isn't one of these.
-        against_default: better, the same within noise, or worse.
+        default: The untuned default, which may be one of these; None if a run of it failed.
+        against_default: better, the same within noise, or worse; None without a default.
         difference: The winner's mean minus the default's.
         interval: 95 % confidence interval of the difference over seeds (Welch).
         drop: How much worse than the search's value the winner's mean is.
+        exported: The value of the run whose model is exported.
+        failed: The configurations that are out because a run of them failed, by their trials.
     """
 
     winner: Configuration
     run: int
     configurations: tuple[Configuration, ...]
-    default: Configuration
-    against_default: str
-    difference: float
+    default: Configuration | None
+    against_default: str | None
+    difference: float | None
     interval: tuple[float, float] | None
     drop: float
+    exported: float
+    failed: tuple[int, ...] = ()
 
     def state_dict(self, metric: str) -> dict[str, Any]:
         """As `rayft.json` has it."""
@@ -91,24 +95,38 @@ class Decision:
             "values": list(self.winner.values),
             "mean": self.winner.mean,
             "configurations": [{**asdict(one), "mean": one.mean} for one in self.configurations],
-            "default": {**asdict(self.default), "mean": self.default.mean},
+            "default": None if self.default is None else {**asdict(self.default), "mean": self.default.mean},
             "against_default": self.against_default,
             "difference": self.difference,
             "interval": self.interval,
             "drop": self.drop,
+            "exported": self.exported,
+            "failed": list(self.failed),
         }
 
     def in_words(self, metric: str) -> list[str]:
         """The same for people, a sentence each."""
         seeds = len(self.winner.values)
         spread = f"{min(self.winner.values):.4f} to {max(self.winner.values):.4f}"
+        luck = f"{abs(self.drop):.4f} too {'good' if self.drop > 0 else 'bad'}" if self.drop else "the same"
+        sentences = [
+            f"trained again with {seeds} other seeds, trial {self.winner.trial} has {metric} {self.winner.mean:.4f} "
+            f"in the mean ({spread}); the search had said {self.winner.searched:.4f}, {luck}",
+            self._verdict(),
+            f"the model is that of the best of these runs, trial {self.run} with {self.exported:.4f}; the mean is what "
+            "to expect of it",
+        ]
+        if self.failed:
+            trials = " and ".join(f"trial {number}" for number in self.failed)
+            sentences.append(f"{trials} can't win: with another seed the training failed")
+        return sentences
+
+    def _verdict(self) -> str:
+        if self.default is None or self.difference is None:
+            return "the untuned default can't be compared: with another seed its training failed"
         verdict = f"{self.against_default} than" if self.against_default != SAME else "the same within noise as"
         between = f", 95 % interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f}" if self.interval else ""
-        return [
-            f"trained again with {seeds} other seeds, trial {self.winner.trial} has {metric} {self.winner.mean:.4f} "
-            f"in the mean ({spread}); the search had said {self.winner.searched:.4f}",
-            f"that is {verdict} the untuned default's {self.default.mean:.4f} ({self.difference:+.4f}{between})",
-        ]
+        return f"that is {verdict} the untuned default's {self.default.mean:.4f} ({self.difference:+.4f}{between})"
 
 
 SAME = "the same within noise"
@@ -122,29 +140,43 @@ def plan(config: SweepConfig, records: Sequence[TrialRecord]) -> list[FinalRun]:
     """
     search = [record for record in records if record.role == "search"]
     wanted = config.final if isinstance(config.final, FinalConfig) else FinalConfig()
-    best = leaders(search, config.mode, wanted.top)
-    if config.final is None or not best or any(record.state == "running" for record in search):
-        return []
-    if config.final == "auto" and cost(config, records) > CHEAP:
+    best = ranking(search, config.modes)[: wanted.top]
+    if not best or any(record.state == "running" for record in search) or not is_wanted(config, records):
         return []
     default = default_params(config)
     runs = [FinalRun(one.number, one.params, seed) for one in best for seed in range(1, wanted.seeds + 1)]
     if all(one.params != default for one in best):
         runs += [FinalRun(None, default, seed) for seed in range(1, wanted.seeds + 1)]
-    known = {(record.final_of, record.seed) for record in records if record.role == "final"}
+    # One that a limit cut off is trained anew.
+    known = {
+        (record.final_of, record.seed) for record in records if record.role == "final" and record.state != "pruned"
+    }
     return [run for run in runs if (run.of, run.seed) not in known]
 
 
 def cost(config: SweepConfig, records: Sequence[TrialRecord]) -> float:
     """What the last stage takes, as a share of the search's own time."""
     search = [record for record in records if record.role == "search" and record.epochs]
+    runs = run_seconds(config, records)
+    return sum(runs) / max(sum(record.seconds for record in search), 1e-9) if runs else math.inf
+
+
+def run_seconds(config: SweepConfig, records: Sequence[TrialRecord]) -> list[float]:
+    """About what each run of a last stage would take, by the trials that lead now; nothing if none does."""
+    search = [record for record in records if record.role == "search" and record.epochs]
     wanted = config.final if isinstance(config.final, FinalConfig) else FinalConfig()
-    best = leaders(search, config.mode, wanted.top)
-    if not best:
-        return math.inf
-    epoch_seconds = [record.seconds / record.epochs for record in best]
-    whole = config.training.epochs * (sum(epoch_seconds) + max(epoch_seconds))  # the default like the slowest
-    return wanted.seeds * whole / max(sum(record.seconds for record in search), 1e-9)
+    each = [
+        config.training.epochs * record.seconds / record.epochs
+        for record in ranking(search, config.modes)[: wanted.top]
+    ]
+    return [
+        seconds for seconds in (*each, *([max(each)] if each else [])) for _ in range(wanted.seeds)
+    ]  # the default's
+
+
+def is_wanted(config: SweepConfig, records: Sequence[TrialRecord]) -> bool:
+    """Whether there is to be a last stage, as things stand."""
+    return config.final is not None and (config.final != "auto" or cost(config, records) <= CHEAP)
 
 
 def default_params(config: SweepConfig) -> dict[str, Value]:
@@ -156,6 +188,7 @@ def decide(config: SweepConfig, records: Sequence[TrialRecord]) -> Decision | No
     """The winner by the mean over seeds; None if nothing was trained again, or not to its end."""
     by_number = {record.number: record for record in records}
     runs: dict[int | None, list[TrialRecord]] = {}
+    failed = {record.final_of for record in records if record.role == "final" and record.state == "failed"}
     for record in records:
         if record.role == "final" and record.state == "complete" and record.value is not None:
             runs.setdefault(record.final_of, []).append(record)
@@ -170,17 +203,19 @@ def decide(config: SweepConfig, records: Sequence[TrialRecord]) -> Decision | No
             default = one
         if of is not None:
             found.append(one)
-    if default is None or not found:
+    is_default_out = any(of is None or by_number[of].params == default_params(config) for of in failed)
+    if not found or (default is None and not is_default_out):
         return None
     sign = -1.0 if config.mode == "max" else 1.0
     found.sort(key=lambda one: (sign * one.mean, one.trial))
     winner = found[0]
     run = leaders(whole[winner.trial], config.mode, 1)[0]
-    against, interval = compare(winner.values, default.values, config)
-    assert winner.searched is not None
+    against, interval = (None, None) if default is None else compare(winner.values, default.values, config)
+    assert winner.searched is not None and run.value is not None
     drop = (winner.searched - winner.mean) * (1.0 if config.mode == "max" else -1.0)
-    difference = winner.mean - default.mean
-    return Decision(winner, run.number, tuple(found), default, against, difference, interval, drop)
+    difference = None if default is None else winner.mean - default.mean
+    out = tuple(sorted(of for of in failed if of is not None))
+    return Decision(winner, run.number, tuple(found), default, against, difference, interval, drop, run.value, out)
 
 
 def compare(

@@ -1,7 +1,8 @@
 """What the parts of a running sweep share."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rayft.config import SweepConfig, Value
@@ -35,6 +36,7 @@ class OpenSweep:
         watchers: Told what happens.
         to_run: Trials that are still to run.
         note: Shows the user something that they should read.
+        began: When the command began, in seconds of `time.monotonic`.
     """
 
     config: SweepConfig
@@ -43,3 +45,4 @@ class OpenSweep:
     watchers: tuple[Watcher, ...]
     to_run: int
     note: Callable[[str], None]
+    began: float = field(default_factory=time.monotonic)

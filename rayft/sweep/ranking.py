@@ -42,11 +42,21 @@ def leaders(records: "Iterable[TrialRecord]", mode: "Mode", count: int | None) -
     return sorted(scored, key=lambda record: (sign * (record.value or 0.0), record.number))[:count]
 
 
+def ranking(records: "Iterable[TrialRecord]", modes: "Sequence[Mode]") -> "list[TrialRecord]":
+    """As `leaders`, but that of trials which are equal in the first objective, those lead that are better in others."""
+    scored = leaders(records, modes[0], None)
+
+    def place(record: "TrialRecord") -> tuple[float, ...]:
+        signs = [-1.0 if mode == "max" else 1.0 for mode in modes]
+        return (*(sign * value for sign, value in zip(signs, record.point, strict=True)), record.number)
+
+    return sorted(scored, key=place)
+
+
 def pareto_front(records: "Iterable[TrialRecord]", modes: "Sequence[Mode]") -> "list[TrialRecord]":
     """The trials that no other one dominates, the best in the first objective first; of equals, the earlier one."""
     front: list[TrialRecord] = []
-    for record in leaders(records, modes[0], None):
+    for record in ranking(records, modes):  # none of which is dominated by one that comes later
         if not any(dominates(one.point, record.point, modes) or one.point == record.point for one in front):
             front.append(record)
-    # What comes later is no better in the first objective, but where it equals, it may be so in another.
-    return [one for one in front if not any(dominates(other.point, one.point, modes) for other in front)]
+    return front

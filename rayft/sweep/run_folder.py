@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Literal, Self
 
+import psutil
+
 from rayft.cache_folder import cache_folder
 from rayft.config import SweepConfig
 from rayft.errors import SWEEP_FILE, Fault, RunError
@@ -186,9 +188,9 @@ class RunFolder:
     @property
     def has_trials(self) -> bool:
         """Whether any trial has started."""
-        if (self.path / "trials").is_dir():
+        if any(folder.name.isdecimal() for folder in self.path.glob("trials/*")):
             return True
-        return self.remote is not None and "trials" in self.remote.names()
+        return self.remote is not None and any(name.isdecimal() for name in self.remote.names("trials"))
 
     @property
     def encoded(self) -> Path:
@@ -290,10 +292,21 @@ def describe_environment() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "packages": {name: version(name) for name in PACKAGES},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:2]],
     }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def write_atomically(path: Path, text: str) -> None:

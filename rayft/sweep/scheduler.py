@@ -111,8 +111,8 @@ def replay(scheduler: TrialScheduler, config: SweepConfig, record: TrialRecord) 
     scheduler.on_trial_add(None, trial)
     decision = TrialScheduler.CONTINUE
     for epoch, value in sorted(record.values.items()):
-        point = (value, *record.further.get(epoch, {}).values())
-        decision = scheduler.on_trial_result(None, trial, {"epoch": epoch, config.metric: value, "point": point})
+        result = {"epoch": epoch, config.metric: value, "point": record.point_at(epoch)}
+        decision = scheduler.on_trial_result(None, trial, result)
     return bool(decision == TrialScheduler.STOP)
 
 

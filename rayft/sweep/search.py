@@ -1,8 +1,8 @@
 """The search: from the splits, or the encoded data of an earlier run, to a study without unfinished trials."""
 
-import math
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rayft import imports
 from rayft.data.encode import encode_splits
@@ -10,19 +10,27 @@ from rayft.data.encoded import EncodedData
 from rayft.data.splits import Splits
 from rayft.errors import InterruptedSweep
 from rayft.sweep import ray_environment
+from rayft.sweep.final import plan
 from rayft.sweep.group_spec import group_spec
 from rayft.sweep.interruption import Interruption
 from rayft.sweep.open_sweep import OpenSweep
+from rayft.sweep.trial_record import Role
 from rayft.tasks import get_task
 
+if TYPE_CHECKING:
+    from rayft.sweep.budget import Limit
 
-def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None:
+
+def search(
+    sweep: OpenSweep, address: str | None, splits: Splits | None, measure: Callable[[], None] | None = None
+) -> None:
     """Runs the trials that are still to run.
 
     Args:
         sweep: The sweep.
         address: The Ray cluster to join; this machine alone if None.
         splits: The data, if it isn't encoded yet.
+        measure: Called once the data is encoded and before any worker starts, so that nothing else runs.
 
     Raises:
         UserError: The model or the cluster doesn't fit the sweep.
@@ -30,42 +38,56 @@ def search(sweep: OpenSweep, address: str | None, splits: Splits | None) -> None
         InterruptedSweep: It was interrupted, and can be resumed.
     """
     config, run = sweep.config, sweep.run
-    started = time.monotonic()
     with Interruption() as interruption:
         ray_environment.prepare(address)
         with imports.swiftly():
             from rayft.sweep import cluster
         with cluster.connected(address, meanwhile=_import_distributed):
-            from rayft.sweep.budget import first_limit
+            from rayft.sweep.budget import Clock, first_limit
             from rayft.sweep.distributed import run_trials
 
             placement = cluster.plan(cluster.node_resources(), config.cluster, sweep.to_run)
             limit = first_limit(config.search, placement)
-            deadline = started + (limit.seconds if limit else math.inf)
+            clock = Clock(config, limit, placement.groups, sweep.study.records, sweep.began)
+            cut_off: list[int] = []
+            if measure is not None:
+                check_and_encode(sweep, splits)
+                measure()
             spec = group_spec(config, run.address, placement.cpus)
             run_trials(
                 sweep,
                 spec,
                 placement,
-                meanwhile=lambda: check_and_encode(sweep, splits),
-                is_over=lambda: interruption.requested or time.monotonic() > deadline,
+                meanwhile=lambda: check_and_encode(sweep, splits) if measure is None else None,
+                is_over=lambda role: interruption.requested or clock.is_up(role),
+                close_cut_off=lambda: cut_off.extend(_close_cut_off(sweep, ("search",), limit)),
             )
     if interruption.requested:
         raise InterruptedSweep(f"interrupted; go on with: rayft resume {run.address}")
-    if limit is not None and time.monotonic() > deadline:
-        _stop(sweep, limit.key)
+    if limit is not None:
+        cut_off += _close_cut_off(sweep, ("search", "final"), limit)
+        _tell_what_is_left(sweep, limit, cut_off)
 
 
-def _stop(sweep: OpenSweep, key: str) -> None:
-    """Closes what a limit has cut off, and says what it left."""
+def _close_cut_off(sweep: OpenSweep, roles: tuple[Role, ...], limit: "Limit | None") -> list[int]:
+    """Closes the trials that a limit has cut off, and returns their numbers."""
     records = sweep.study.records()
-    cut_off = [record.number for record in records if record.state == "running"]
-    for number in cut_off:
-        sweep.study.finish(number, reason=f"stopped by {key}")
-    not_started = sweep.config.search.trials - sum(record.role == "search" for record in records)
-    left = f"{len(cut_off)} trials were stopped and {max(0, not_started)} not started"
-    if cut_off or not_started > 0:
-        sweep.note(f"{key} is reached: {left}; go on with: rayft resume {sweep.run.address}")
+    running = [record.number for record in records if record.state == "running" and record.role in roles]
+    for number in running:
+        assert limit is not None, f"nothing but a limit ends trial {number} before its end"
+        sweep.study.finish(number, reason=f"stopped by {limit.key}")
+    return running
+
+
+def _tell_what_is_left(sweep: OpenSweep, limit: "Limit", cut_off: list[int]) -> None:
+    records = sweep.study.records()
+    stopped = sum(record.role == "search" and record.number in cut_off for record in records)
+    not_started = max(0, sweep.config.search.trials - sum(record.role == "search" for record in records))
+    final = plan(sweep.config, records)
+    if stopped or not_started or final:
+        left = f"{stopped} trials were stopped and {not_started} not started"
+        left += f", and {len(final)} runs of the last stage are left" if final else ""
+        sweep.note(f"{limit.key} is reached: {left}; go on with: rayft resume {sweep.run.address}")
 
 
 def _import_distributed() -> None:

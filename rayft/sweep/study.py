@@ -159,9 +159,9 @@ class SweepStudy:
         with _quiet_optuna(), self._storage.transaction():
             if reason:
                 self._trial(number).set_user_attr("reason", reason)
-            if record.epochs >= self._config.training.epochs:
+            if record.epochs >= self._config.training.epochs and record.role == "search":
                 self._study.tell(number, record.point)
-            else:
+            else:  # a repeat must be no best trial of Optuna's, in which it would have no parameters
                 self._study.tell(number, state=OptunaState.PRUNED)
         self._open.pop(number, None)
         return self.record(number)
@@ -197,6 +197,15 @@ class SweepStudy:
             self._open[number] = optuna.Trial(self._study, self._storage.trial(number)._trial_id)
         return self._open[number]
 
+    def _state_of(self, trial: FrozenTrial) -> TrialState:
+        attrs = trial.user_attrs
+        if not trial.state.is_finished():
+            return "running"
+        if attrs.get("failure") or trial.state == OptunaState.FAIL:
+            return "failed"
+        is_whole = "final" in attrs and len(attrs.get("epochs", {})) >= self._config.training.epochs
+        return "complete" if trial.state == OptunaState.COMPLETE or is_whole else "pruned"
+
     def _to_record(self, trial: FrozenTrial) -> TrialRecord:
         attrs = trial.user_attrs
         epochs = {int(epoch): entry for epoch, entry in attrs.get("epochs", {}).items()}
@@ -208,7 +217,7 @@ class SweepStudy:
         final = attrs.get("final")
         return TrialRecord(
             number=trial.number,
-            state=_state_of(trial),
+            state=self._state_of(trial),
             params=dict(trial.params if final is None else final["params"]),
             value=None if best is None else values[best],
             best_epoch=best,
@@ -224,16 +233,6 @@ class SweepStudy:
             final_of=None if final is None else final["of"],
             seed=0 if final is None else final["seed"],
         )
-
-
-def _state_of(trial: FrozenTrial) -> TrialState:
-    if not trial.state.is_finished():
-        return "running"
-    if trial.user_attrs.get("failure") or trial.state == OptunaState.FAIL:
-        return "failed"
-    if trial.state == OptunaState.COMPLETE:
-        return "complete"
-    return "pruned"
 
 
 def check_file(run: RunFolder) -> None:

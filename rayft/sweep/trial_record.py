@@ -55,10 +55,14 @@ class TrialRecord:
         """The value of each objective at the best epoch; nothing before the first epoch."""
         return tuple(self.objectives("").values())
 
+    def point_at(self, epoch: int) -> tuple[float, ...]:
+        """That after an epoch."""
+        return (self.values[epoch], *(self.further[epoch].values() if self.further else ()))
+
     @property
     def measured(self) -> dict[str, float]:
         """All that was measured of the best epoch: every validation metric, and the further objectives."""
-        return self.metrics | self.further.get(self.best_epoch or 0, {})
+        return self.metrics | self._further
 
     def objectives(self, metric: str) -> dict[str, float]:
         """The same by name.
@@ -66,6 +70,10 @@ class TrialRecord:
         Args:
             metric: The search metric's.
         """
-        if self.value is None or self.best_epoch is None:
+        if self.value is None:
             return {}
-        return {metric: self.value, **self.further.get(self.best_epoch, {})}
+        return {metric: self.value, **self._further}
+
+    @property
+    def _further(self) -> dict[str, float]:
+        return self.further[self.best_epoch] if self.further and self.best_epoch is not None else {}

@@ -25,7 +25,7 @@ def histograms(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor | N
 
 def histogram(tensor: Tensor) -> Histogram | None:
     """Counts in equally wide bins from the least value to the greatest; None if there is no finite value."""
-    values = tensor.detach().float().flatten()
+    values = tensor.detach().cpu().float().flatten()  # a GPU may have no memory to spare
     values = values[values.isfinite()]
     if not len(values):
         return None

@@ -143,11 +143,12 @@ class FineTuning:
             DivergedError: The loss or a metric isn't finite. The trial can't go on.
             MemoryExhaustedError: Not even one row per pass fits into memory. The trial can't go on.
         """
-        epoch, started = self.epoch + 1, time.perf_counter()
+        epoch = self.epoch + 1
         assert epoch <= self._epochs, f"epoch {epoch} of {self._epochs}"
         seed_generators(self._seed, epoch, self._workers.rank)
         unlabeled = self._data.unlabeled if self._adversary else None
         self._forward.look_up(self._data.train, self._data.validation, unlabeled)
+        started = time.perf_counter()  # what is looked up may have to be computed first, once for all trials of a node
         train_above(self._model, self._layers, self._frozen)
         log = EpochLog(self._workers, epoch, self._total_steps // self._epochs, self._finished_steps)
         for batch in self._global_batches(epoch):

@@ -45,7 +45,7 @@ class EpochResult:
         metrics: All validation metrics, over the whole split.
         train_loss: Mean over the epoch's steps, as trained on: with label smoothing, without penalties.
         curve: At most 50 points.
-        seconds: Training and validation.
+        seconds: Training and validation, without what the cache of frozen layers took to be made.
         samples_per_second: Rows trained on, over all workers, per second of training.
         padding: The fraction of the training tokens that is padding.
         confusion: Validation's counts of rows, or words, by true class and by predicted one; None without classes.

@@ -76,6 +76,7 @@ def test_truncated_rows_are_those_that_lose_tokens(tmp_path: Path, bare_tokenize
         "rows": 3,
         "tokens": 9,
         "truncated": 1,
+        "classes": {"no": 2, "yes": 1},
     }
     assert (manifest["max_length"], manifest["label_names"]) == (4, ["no", "yes"])
 

@@ -99,3 +99,15 @@ def test_the_script_gives_the_time_beside_the_scores(tmp_path: Path) -> None:
     assert found["metrics"]["validation"]["mse"] == pytest.approx(
         sum((one - other) ** 2 for one, other in found["pairs"]["validation"]) / len(data.validation)
     )
+
+
+@pytest.mark.parametrize("column", ["text", "messages"])
+def test_a_text_longer_than_the_model_takes_is_cut(tmp_path: Path, column: str) -> None:
+    config, run = prepared("causal-lm", tmp_path, [model_folder("causal-lm", "gpt2", tmp_path / "base")])
+    data = EncodedData.open(run.encoded)
+    write_untrained(config, config.models[0], data, tmp_path / "model")
+    pipe = load(data.task, tmp_path / "model", torch.device("cpu"))
+    pipe.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    long = "the film " * 5 * pipe.model.config.n_positions
+    cell = long if column == "text" else json.dumps([{"role": "user", "content": long}])
+    assert latency_ms(pipe, pa.table({column: [cell]})) > 0

@@ -1,5 +1,6 @@
 """What goes wrong in a sweep, and what the sweep makes of it."""
 
+import json
 import signal
 
 import pytest
@@ -80,6 +81,19 @@ def test_a_limit_ends_a_sweep_with_a_winner(project: Project, key: str, value: o
     assert f"search.{key} is reached: " in output
     assert f"and {10_000 - len(trials)} not started; go on with: rayft resume" in output
     assert (project.run_folder(key) / "best" / "rayft.json").exists()
+
+
+@pytest.mark.slow
+def test_a_limit_leaves_time_for_the_last_stage(project: Project) -> None:
+    project.write_sweep(
+        "both", search={"trials": 10_000, "time_limit": "80s"}, final={"top": 1, "seeds": 2}, training={"epochs": 1}
+    )
+    output = project.rayft("sweep", "both.yaml")
+    trials = project.trials("both")
+    assert "search.time_limit is reached: " in output and "not started" in output
+    assert [trial["state"] for trial in trials if trial["role"] == "final"] == ["complete"] * 4
+    best = json.loads((project.run_folder("both") / "best/rayft.json").read_text())
+    assert best["final"]["trial"] < min(trial["number"] for trial in trials if trial["role"] == "final")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """A sweep for accuracy and latency over two models, and for accuracy and seconds, as a user runs them."""
 
 import json
+import signal
 from collections.abc import Callable
 
 import optuna
 import pytest
 
-from tests.integration.conftest import Project
+from tests.integration.conftest import Project, wait_for_line
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,21 @@ def test_an_extended_sweep_goes_on_with_the_same_latencies(project: Project, out
     assert len(project.trials("sweep")) == 6
 
 
+def test_a_sweep_that_was_interrupted_while_models_were_timed_goes_on(project: Project, output: str) -> None:
+    project.write_sweep("early", search={"metric": ["accuracy", "latency_ms"], "trials": 1})
+    process = project.start("sweep", "early.yaml")
+    wait_for_line(process, "ms for one row")
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert "rayft resume" in printed
+    timed = (project.run_folder("early") / "latency.json").read_bytes()
+    assert not list(project.run_folder("early").glob(".latency-*"))
+    project.rayft("resume", "runs/early")
+    assert (project.run_folder("early") / "latency.json").read_bytes() == timed
+    assert [trial["state"] for trial in project.trials("early")] == ["complete"]
+
+
 def test_seconds_are_those_up_to_the_best_epoch_and_asha_lets_the_front_go_on(project: Project) -> None:
     project.write_sweep(
         "seconds",
@@ -74,5 +90,22 @@ def test_seconds_are_those_up_to_the_best_epoch_and_asha_lets_the_front_go_on(pr
         seconds = trial["objectives"]["train_seconds"]
         assert 0 < seconds <= trial["seconds"] + 1e-9
         assert (seconds == pytest.approx(trial["seconds"])) == (trial["best_epoch"] == trial["epochs"])
-    assert {trial["state"] for trial in trials} <= {"complete", "pruned"}
-    assert any(trial["on_front"] for trial in trials)
+    for trial in trials:
+        if trial["on_front"]:
+            project.rayft("export", "runs/seconds", "--trial", str(trial["number"]), "--to", f"s-{trial['number']}")
+
+
+@pytest.mark.slow
+def test_the_last_stage_judges_by_the_first_objective_and_leaves_the_front_alone(project: Project) -> None:
+    search = {"metric": ["accuracy", "train_seconds"], "trials": 3}
+    project.write_sweep("final", search=search, final={"top": 1, "seeds": 2}, training={"epochs": 1, "batch_size": 8})
+    printed = project.rayft("sweep", "final.yaml")
+    best = json.loads((project.run_folder("final") / "best/rayft.json").read_text())
+    trials = project.trials("final")
+    ranked = sorted(trials[:3], key=lambda trial: (-trial["value"], trial["objectives"]["train_seconds"]))
+    assert best["final"]["trial"] == ranked[0]["number"], "of equals, the faster one"
+    assert trials[best["trial"]]["role"] == "final" and best["objectives"] == trials[best["trial"]]["objectives"]
+    assert {one["trial"] for one in best["front"]} == {t["number"] for t in trials if t["on_front"]} <= {0, 1, 2}
+    assert f"{best['final']['trial']}, trained again as trial {best['trial']}" in printed
+    study = optuna.load_study(study_name="rayft", storage=f"sqlite:///{project.run_folder('final') / 'study.db'}")
+    assert all(trial.params for trial in study.best_trials), "a repeat is no best trial of Optuna's"

@@ -104,12 +104,16 @@ def test_a_job_is_stopped_like_by_ctrl_c_and_told_no_secret(project: Path, monke
         assert "pip" not in runtime_env(made, "cluster")
 
 
-def test_what_a_sweep_logs_to_is_installed_too(project: Path) -> None:
+def test_what_a_sweep_logs_to_is_installed_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_sweep(project, {"train": "train.csv"})
     path.write_text(json.dumps(json.loads(path.read_text()) | {"logging": ["mlflow"]}))
     with packed(load_sweep(path), "runs", with_files=True) as made:
         names = [requirement.partition("==")[0] for requirement in runtime_env(made, "install")["pip"]["packages"]]
     assert "mlflow-skinny" in names and "wandb" not in names
+    monkeypatch.setattr(package, "_is_installed", lambda name: name != "mlflow-skinny")
+    with packed(load_sweep(path), "runs", with_files=True) as made:
+        packages = runtime_env(made, "install")["pip"]["packages"]
+    assert "mlflow-skinny" in packages, "in whatever version, though there is none here"
 
 
 def test_a_command_survives_the_shell() -> None:

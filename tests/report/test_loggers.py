@@ -374,7 +374,7 @@ def test_a_sweep_goes_on_without_the_logger_that_failed(
         Progress(config, Console(file=out, width=200)) as progress,
         pytest.raises(SweepFailedError, match="no trial has a checkpoint"),
     ):
-        commands._run(config, run, None, progress, (), None)
+        commands._run(config, run, None, progress, (), None, began=0.0)
     assert out.getvalue().count("logging to wandb failed") == run.log.read_text().count("logging to wandb failed") == 1
     assert "hunter2" not in out.getvalue() + run.log.read_text()
     assert broken.calls == ["started", "epoch"]

@@ -54,8 +54,8 @@ def lines(renderable: object) -> list[str]:
 
 
 def test_the_best_comes_first_and_failures_never_lead() -> None:
-    assert [record.number for record in ranked(RECORDS, "max")] == [1, 0, 2, 3]
-    assert [record.number for record in ranked(RECORDS, "min")] == [0, 1, 2, 3]
+    assert [record.number for record in ranked(RECORDS, ("max",))] == [1, 0, 2, 3]
+    assert [record.number for record in ranked(RECORDS, ("min",))] == [0, 1, 2, 3]
 
 
 def test_table_is_plain_text_where_there_is_no_terminal() -> None:
@@ -135,9 +135,10 @@ def test_winner_names_trial_scores_and_folder() -> None:
     assert shown[2].endswith("accuracy 0.9000")
     shown = lines(winner_table({**best, "test": {"accuracy": 0.8}}, Path("runs/x/best")))
     assert shown[3].split() == ["test", "accuracy", "0.8000"]
-    shown = lines(winner_table({**best, "final": {"words": ["it is lucky"]}}, Path("runs/x/best")))
+    shown = lines(winner_table({**best, "final": {"trial": 3, "words": ["it is lucky"]}}, Path("runs/x/best")))
     assert shown[3].endswith("accuracy 0.8500 to 0.9400 on validation (bootstrap over rows)")
     assert shown[4].split(maxsplit=2) == ["last", "stage", "it is lucky"]
+    assert shown[0].endswith("3, trained again as trial 7, epoch 2")
 
 
 def test_values_read_as_in_the_yaml() -> None:
@@ -160,7 +161,7 @@ def test_runs_of_the_last_stage_come_after_the_search_and_say_what_they_repeat()
         TrialRecord(number=1, state="complete", params=params, value=0.9, role="final", final_of=0, seed=1),
         TrialRecord(number=2, state="complete", params={}, value=0.95, role="final", seed=2),
     ]
-    assert [record.number for record in ranked(records, "max")] == [0, 2, 1]
+    assert [record.number for record in ranked(records, ("max",))] == [0, 2, 1]
     shown = "\n".join(lines(trials_table(records, CONFIG)))
     assert "trial 0 again, seed +1: learning_rate=0.0001" in shown
     assert "the default again, seed +2:" in shown
@@ -174,7 +175,8 @@ def test_runs_of_the_last_stage_come_after_the_search_and_say_what_they_repeat()
 def test_several_objectives_have_a_column_each_and_the_front_is_marked() -> None:
     config = CONFIG.model_copy(update={"search": SearchConfig(metric=["accuracy", "train_seconds"])})
     record = replace(PRUNED, further={1: {"train_seconds": 2.5}})
-    title, _, first, second = lines(trials_table([COMPLETE, record], config, {1}))
+    other = replace(COMPLETE, further={epoch: {"train_seconds": 9.0} for epoch in COMPLETE.values})
+    title, _, first, second = lines(trials_table([other, record], config, {1}))
     assert title.split() == ["trial", "state", "accuracy", "train_seconds", "front", "epochs", "time", "parameters"]
     assert first.split()[:5] == ["1", "pruned", "0.9500", "2.5000", "*"]
     assert "*" not in second

@@ -115,7 +115,7 @@ def test_losses_of_an_epoch_share_a_chart_and_the_sweep_is_there_to_read(tmp_pat
         ["f1/.*"],
     ]
     (text,) = told.Tensors("sweep.yaml")[0].tensor_proto.string_val
-    assert text.decode() == f"```yaml\n{dump_sweep(config)}\n```"
+    assert text.decode() == f"```yaml\n{dump_sweep(config, defaults=True)}\n```"
     assert told.SummaryMetadata("sweep.yaml").plugin_data.plugin_name == "text"
 
 
@@ -271,3 +271,20 @@ def test_histograms_are_what_tensorboard_draws(tmp_path: Path, config: SweepConf
     assert (drawn.min, drawn.max, drawn.num, drawn.sum, drawn.sum_squares) == (-1.0, 2.0, 6, 6.5, 13.25)
     assert (drawn.bucket_limit, drawn.bucket) == ([0.0, 1.0, 2.0], [1, 0, 5])
     assert found.Histograms("gradients/norm")[0].histogram_value.bucket == [4]
+
+
+def test_a_repeat_of_the_last_stage_has_curves_and_no_row_among_the_hyperparameters(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    with TrialEvents(tmp_path, config, lambda number: "final" if number == 1 else "search") as events:
+        for number in (0, 1):
+            events.trial_started(number, PARAMS)
+            events.epoch(number, epoch_result(1, 0.5))
+            events.trial_ended(replace(complete(number), role="final" if number == 1 else "search"))
+    plugins = [read(tmp_path / "trials" / str(number)).Tags() for number in (0, 1)]
+    assert all("validation/accuracy" in tags["scalars"] for tags in plugins)
+    hparams = [read(tmp_path / "trials" / str(number)).summary_metadata.keys() & HPARAM_TAGS for number in (0, 1)]
+    assert hparams == [HPARAM_TAGS, set()]
+
+
+HPARAM_TAGS = {metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}

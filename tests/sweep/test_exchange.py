@@ -21,7 +21,7 @@ def exchange_of(
     best: dict[int, tuple[int, float]] | None = None,
 ) -> Exchange:
     points = {trial: (epoch, (value,)) for trial, (epoch, value) in (best or {}).items()}
-    return Exchange(slots, world_size, max_failures, (mode,), points)
+    return Exchange(slots, world_size, max_failures, (mode,), points, [*points])
 
 
 def assignment(trial: int) -> Assignment:
@@ -491,11 +491,44 @@ async def test_an_epoch_that_is_trained_again_leads_again() -> None:
     assert await saves(exchange, [(0, 1, 0.5), (0, 2, 0.6), (0, 2, 0.6), (0, 3, 0.6)]) == [True, True, True, False]
 
 
-def test_a_trial_on_the_front_is_saved_however_many_are_better_in_the_first_objective() -> None:
-    exchange = Exchange(1, 1, 3, ("max", "min"), {})
-    points = [(0, (0.9, 9.0)), (1, (0.8, 8.0)), (2, (0.7, 7.0)), (3, (0.6, 6.0)), (4, (0.65, 7.5)), (5, (0.5, 6.0))]
+@pytest.mark.parametrize(
+    ("ended", "expected"), [([0, 1, 2, 3], [False, True]), ([0, 1, 2], [True, True]), ([], [True, True])]
+)
+def test_what_no_ended_trial_dominates_is_saved_however_many_lead(ended: list[int], expected: list[bool]) -> None:
+    """What dominates it now may be dominated by its own next epoch, or fail."""
+    best = {0: (1, (0.9, 9.0)), 1: (1, (0.8, 8.0)), 2: (1, (0.7, 7.0)), 3: (1, (0.6, 6.0))}
+    exchange = Exchange(2, 1, 3, ("max", "min"), best, ended)
 
     async def story() -> list[bool]:
-        return [await exchange.is_leading(trial, 1, point) for trial, point in points]
+        return [await exchange.is_leading(trial, 1, point) for trial, point in ((4, (0.5, 6.0)), (5, (0.5, 5.0)))]
 
-    assert asyncio.run(story()) == [True, True, True, True, False, False]
+    assert asyncio.run(story()) == expected
+
+
+@scenario
+async def test_a_trial_is_over_once_its_slot_has_another() -> None:
+    exchange = Exchange(1, 1, 3, ("max", "min"), {}, [])
+    for trial, point in ((0, (0.9, 9.0)), (1, (0.8, 8.0)), (2, (0.7, 7.0)), (3, (0.6, 6.0))):
+        await ask(exchange, trial, 0)
+        assert await exchange.is_leading(trial, 1, point)
+    assert await exchange.is_leading(4, 1, (0.5, 6.5)), "trial 3 may go on"
+    await ask(exchange, 5, 0)
+    assert not await exchange.is_leading(4, 1, (0.5, 6.5))
+
+
+@scenario
+async def test_between_two_stages_no_trial_gets_an_epoch() -> None:
+    exchange = exchange_of()
+    await exchange.join(0, 0, "first")
+    waiting = await ask(exchange, 7, 0)
+    assert await fetch(exchange) == Command(assignment(7), 0)
+    await exchange.end_stage()
+    assert await now(waiting) == Interrupted()
+    assert await now(exchange.next_epoch(0, assignment(8), 0)) == Interrupted()
+    await exchange.begin_stage()
+    waiting = await ask(exchange, 8, 0)
+    await exchange.report(0, 7, done(1))  # of the epoch that was under way
+    assert not waiting.done()
+    assert await fetch(exchange) == Command(assignment(8), 0)
+    await exchange.report(0, 8, done(1))
+    assert await now(waiting) == done(1)

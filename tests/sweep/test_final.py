@@ -93,6 +93,9 @@ def test_the_winner_has_the_best_mean_and_the_export_is_its_best_run() -> None:
     assert decision.against_default == "better"
     state = decision.state_dict("accuracy")
     assert state["words"][0].startswith("trained again with 2 other seeds, trial 2 has accuracy 0.8500 in the mean")
+    assert "the search had said 0.8500, the same" in state["words"][0]
+    assert state["words"][2].startswith("the model is that of the best of these runs, trial 7 with 0.8600; the mean is")
+    assert (state["exported"], state["failed"], len(state["words"])) == (0.86, [], 3)
     assert state["words"][1].startswith("that is better than the untuned default's 0.6050 (+0.2450, 95 % interval +0.")
 
 
@@ -101,6 +104,7 @@ def test_the_luck_of_the_search_is_told() -> None:
     decision = decide(sweep(TWICE), records)
     assert decision is not None
     assert decision.drop == pytest.approx(0.07)
+    assert "the search had said 0.9000, 0.0700 too good" in decision.in_words("accuracy")[0]
     assert decision.against_default == SAME
     assert "that is the same within noise as the untuned default's" in decision.in_words("accuracy")[1]
 
@@ -112,6 +116,35 @@ def test_what_was_not_trained_to_its_end_decides_nothing() -> None:
     decision = decide(sweep(TWICE), [*SEARCH, *whole[:2], *whole[4:]])
     assert decision is not None
     assert [one.trial for one in decision.configurations] == [1]
+
+
+def test_what_a_limit_cut_off_is_trained_anew() -> None:
+    config = sweep(TWICE)
+    cut_off = [*SEARCH, trained_again(4, 1, 1, 0.88), trained_again(5, 1, 2, 0.8, state="pruned")]
+    assert plan(config, cut_off)[0] == FinalRun(1, {"learning_rate": 2e-4}, 2)
+    assert len(plan(config, cut_off)) == 5
+    assert decide(config, cut_off) is None
+
+
+def test_a_configuration_whose_training_fails_with_another_seed_cant_win_and_that_is_said() -> None:
+    config = sweep(TWICE)
+    good = finals({2: (0.7, 0.7), None: (0.6, 0.62)}, first=6)
+    records = [*SEARCH, trained_again(4, 1, 1, 0.95), trained_again(5, 1, 2, 0.9, state="failed"), *good]
+    decision = decide(config, records)
+    assert decision is not None
+    assert (decision.winner.trial, decision.failed) == (2, (1,))
+    assert "trial 1 can't win: with another seed the training failed" in decision.in_words("accuracy")
+    assert plan(config, records) == [], "it would fail again"
+
+
+def test_a_default_that_fails_leaves_a_winner_without_a_comparison() -> None:
+    config = sweep(TWICE)
+    failed = trained_again(8, None, 1, 0.1, state="failed")
+    decision = decide(config, [*SEARCH, *finals({1: (0.9, 0.8), 2: (0.7, 0.7)}), failed])
+    assert decision is not None
+    assert (decision.winner.trial, decision.default, decision.against_default) == (1, None, None)
+    assert decision.in_words("accuracy")[1].startswith("the untuned default can't be compared")
+    assert decision.state_dict("accuracy")["default"] is None
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rayft.sweep.ranking import best_epoch, dominates, is_better, leaders, pareto_front
+from rayft.sweep.ranking import best_epoch, dominates, is_better, leaders, pareto_front, ranking
 from rayft.sweep.trial_record import TrialRecord
 
 
@@ -76,3 +76,9 @@ def test_with_one_objective_the_front_is_the_leader() -> None:
     records = [TrialRecord(n, "complete", {}, value, best_epoch=1) for n, value in enumerate([0.5, 0.9, 0.9])]
     assert [record.number for record in pareto_front(records, ("max",))] == [1]
     assert pareto_front([], ("max",)) == []
+
+
+def test_of_trials_that_are_equal_in_the_first_objective_the_better_in_the_second_leads() -> None:
+    records = [point_record(0, 0.95, 8.0), point_record(1, 0.9, 1.0), point_record(2, 0.95, 3.0)]
+    assert [record.number for record in ranking(records, MODES)] == [2, 0, 1]
+    assert [record.number for record in pareto_front(records, MODES)] == [2, 1]

@@ -40,7 +40,7 @@ def latency_ms(pipe: Any, table: pa.Table) -> float:
 def _call(pipe: Any, table: pa.Table, row: int) -> Callable[[], Any]:
     cells = {name: table[name][row].as_py() for name in table.column_names}
     if pipe.task == "text-generation":
-        text = json.loads(cells["messages"])[:1] if "messages" in cells else cells["text"]
+        text = _prompt(pipe, cells)
         return lambda: pipe(text, max_new_tokens=1, do_sample=False)
     if pipe.task == "token-classification":
         return lambda: pipe([cells["tokens"]], is_split_into_words=True, ignore_labels=[])
@@ -48,3 +48,16 @@ def _call(pipe: Any, table: pa.Table, row: int) -> Callable[[], Any]:
         return lambda: pipe(Image.open(io.BytesIO(cells["image"])))
     pair = {name: cells[name] for name in ("text", "text_pair") if name in cells}
     return lambda: pipe(pair, truncation=True)
+
+
+def _prompt(pipe: Any, cells: dict[str, Any]) -> str:
+    """A text, or a chat's first message as the model's template has it, cut to what the model was trained on."""
+    tokenizer = pipe.tokenizer
+    if "messages" in cells:
+        chat = json.loads(cells["messages"])[:1]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    else:
+        text = cells["text"]
+    # Two less, since tokens that are text again needn't become the same tokens.
+    ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=tokenizer.model_max_length - 2)
+    return str(tokenizer.decode(ids["input_ids"]))

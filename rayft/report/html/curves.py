@@ -111,7 +111,10 @@ def _about_stops(facts: Facts, stops: dict[tuple[str, str], list[TrialRecord]]) 
     (_, asha), *_ = stops.items()
     rungs = ", ".join(str(rung["x0"]) for rung in _rungs(facts.config))
     where = f"compares trials after epoch {rungs} (dashed lines)" if rungs else "has no epoch to compare trials after"
-    return f"ASHA {where} and lets one in {stopping.reduction_factor} go on; it stopped {count(len(asha), 'trial')}."
+    share = f"one in {stopping.reduction_factor}"
+    if len(facts.config.objectives) > 1:
+        share = f"the best fronts that hold {share}"
+    return f"ASHA {where} and lets {share} go on; it stopped {count(len(asha), 'trial')}."
 
 
 def leaders_curves(facts: Facts) -> Section:

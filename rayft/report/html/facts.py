@@ -14,7 +14,7 @@ from rayft.data.encoded import MANIFEST
 from rayft.export.record import RECORD
 from rayft.report.html.parts import number, short
 from rayft.report.tables import format_value
-from rayft.sweep.ranking import leaders
+from rayft.sweep.ranking import ranking
 from rayft.sweep.run_folder import ENVIRONMENT
 from rayft.sweep.study import SweepStudy
 from rayft.sweep.trial_record import TrialRecord
@@ -68,7 +68,7 @@ class Facts:
     @cached_property
     def scored(self) -> list[TrialRecord]:
         """The trials that can win, best first."""
-        return leaders(self.records, self.config.mode, len(self.records))
+        return ranking(self.records, self.config.modes)
 
     @cached_property
     def states(self) -> Counter[str]:

@@ -32,9 +32,11 @@ def front(facts: Facts) -> Section | None:
     if not facts.scored:
         return Section("front", title, missing=NONE_SCORED)
     best = pareto_front(facts.records, facts.config.modes)
+    repeated = facts.exported is not None and facts.exported.get("final") is not None
+    chosen = f"best mean {names[0]} when trained again" if repeated else f"best {names[0]}"
     text = [
         f"Ringed are the {len(best)} trials that no other one beats in all that is searched for. The one "
-        f"with the best {names[0]} is in best/; another one's model comes by: rayft export RUN --trial NUMBER."
+        f"with the {chosen} is in best/; another one's model comes by: rayft export RUN --trial NUMBER."
     ]
     rows = [[str(r.number), r.state, *(number(r.measured[name]) for name in names), facts.params_text(r)] for r in best]
     figures = [_figure(facts, name, best) for name in names[1:]]
@@ -48,7 +50,9 @@ def _figure(facts: Facts, name: str, front: Sequence[TrialRecord]) -> Figure:
     states = ("complete", "pruned", "running")
     traces = [_dots(facts, state, name) for state in states if any(r.state == state for r in facts.scored)]
     ringed = sorted(front, key=lambda record: record.measured[name])
-    line: Trace = {"type": "scatter", "mode": "lines+markers", "name": "the front", "hoverinfo": "skip"}
+    # Of three objectives, two alone have a smaller front, which is no line through all of it.
+    mode = "lines+markers" if len(facts.config.objectives) == 2 else "markers"
+    line: Trace = {"type": "scatter", "mode": mode, "name": "the front", "hoverinfo": "skip"}
     # Between two of them the front is what is reached for certain, which is no straight line.
     lower = facts.config.modes[facts.config.objectives.index(name)] == "min"
     line["line"] = {"color": "@ink", "width": 1.5, "dash": "dot", "shape": "hv" if lower else "vh"}

@@ -46,8 +46,9 @@ def repeats(facts: Facts) -> Section | None:
         return None
     metric, title = facts.config.metric, "Trained again"
     rows = [(f"trial {one['trial']}", one) for one in final["configurations"]]
-    if all(one["trial"] != final["default"]["trial"] for one in final["configurations"]):
-        rows.append(("untuned default", final["default"]))
+    default = final["default"]  # None if its training failed
+    if default is not None and all(one["trial"] != default["trial"] for one in final["configurations"]):
+        rows.append(("untuned default", default))
     table = Table(
         ["configuration", f"mean {metric}", "of each seed", "as searched"],
         [[n, number(o["mean"]), ", ".join(map(number, o["values"])), number(o["searched"])] for n, o in rows],
@@ -79,9 +80,13 @@ def _margin(facts: Facts) -> str:
     value, second = facts.winner.value, _second(facts)
     assert value is not None and second.value is not None
     # A winner by the mean over seeds need not lead the search.
-    rank = "second best" if facts.winner.number == facts.scored[0].number else "search's best"
-    against = f"{_by(facts, value - second.value)} the {rank}, trial {second.number}"
+    against = f"{_by(facts, value - second.value)} the {_rank(facts)}, trial {second.number}"
     return f": {against}, and {_by(facts, value - facts.median_score)} the median of {len(facts.scored)} trials"
+
+
+def _rank(facts: Facts) -> str:
+    """What the best trial but for the winner is in the search."""
+    return "second best" if facts.winner.number == facts.scored[0].number else "search's best"
 
 
 def _second(facts: Facts) -> TrialRecord:
@@ -106,19 +111,28 @@ def _cards(facts: Facts) -> list[tuple[str, str, str]]:
     best = facts.exported
     metric = facts.config.metric
     if facts.scored:
-        first = facts.winner
-        cards.append((f"{metric}, validation", number(first.value), f"trial {first.number}, epoch {first.best_epoch}"))
+        value, run = _shown(facts)
+        cards.append((f"{metric}, validation", number(value), run))
         if best is not None and best["test"] is not None:
             cards.append((f"{metric}, test", number(best["test"].get(metric)), _interval(best)))
         if len(facts.scored) > 1:
             second = _second(facts)
-            cards.append(("second best", number(second.value), f"trial {second.number}"))
+            cards.append((f"{_rank(facts)} trial", number(second.value), f"trial {second.number}, as searched"))
             cards.append(("median", number(facts.median_score), f"of {len(facts.scored)} trials"))
     cards.append(("trials", f"{len(facts.records):,}", f"of {facts.config.search.trials:,}"))
     trained = sum(record.seconds for record in facts.records)
     wall = "" if facts.began is None or facts.ended is None else format_duration(_seconds(facts))
     cards.append(("training time", format_duration(trained), f"of all trials; {wall} by the clock" if wall else ""))
     return cards
+
+
+def _shown(facts: Facts) -> tuple[float | None, str]:
+    """The winner's value and where it is from: that of the exported run, where the winner was trained again."""
+    first, best = facts.winner, facts.exported
+    if best is None or best.get("final") is None:
+        return first.value, f"trial {first.number}, epoch {first.best_epoch}"
+    again = f"trial {first.number} trained again as {best['trial']}"
+    return best["validation"].get(facts.config.metric), again
 
 
 def _interval(best: Json) -> str:
@@ -151,16 +165,21 @@ def _metrics(facts: Facts) -> Table:
     """Every metric of the winner's best epoch beside that of others."""
     first, best = facts.winner, facts.exported
     test = None if best is None else best["test"]
-    columns = ["metric", "validation"] + (["test"] if test is not None else [])
-    others = len(facts.scored) > 1
-    if others:
-        columns += [f"validation, trial {_second(facts).number} (second)", "validation, median"]
+    repeated = best is not None and best.get("final") is not None
+    own = best["validation"] if best is not None and repeated else first.metrics
+    columns = ["metric", f"validation, trial {best['trial']}" if best is not None and repeated else "validation"]
+    columns += ["test"] if test is not None else []
+    others = [first, _second(facts)] if repeated and len(facts.scored) > 1 else [first] if repeated else []
+    if not repeated and len(facts.scored) > 1:
+        others = [_second(facts)]
+    columns += [f"validation, trial {other.number} as searched" for other in others]
+    columns += ["validation, median"] if len(facts.scored) > 1 else []
     rows = []
-    for name in sorted(first.metrics, key=lambda name: name != facts.config.metric):
-        row = [name, number(first.metrics[name])] + ([number(test.get(name))] if test is not None else [])
-        if others:
-            values = [record.metrics[name] for record in facts.scored if name in record.metrics]
-            row += [number(_second(facts).metrics.get(name)), number(median(values))]
+    for name in sorted(own, key=lambda name: name != facts.config.metric):
+        row = [name, number(own[name])] + ([number(test.get(name))] if test is not None else [])
+        row += [number(other.metrics.get(name)) for other in others]
+        if len(facts.scored) > 1:
+            row.append(number(median(record.metrics[name] for record in facts.scored if name in record.metrics)))
         rows.append(row)
     return Table(columns, rows, "Scores")
 
@@ -183,7 +202,7 @@ def trials(facts: Facts) -> Section:
             facts.params_text(record),
             *([record.reason or ""] if with_reasons else []),
         ]
-        for record in ranked(facts.records, facts.config.mode)
+        for record in ranked(facts.records, facts.config.modes)
     ]
     return Section("trials", "All trials", ["Best first."], tables=[Table(columns, rows)])
 

@@ -9,16 +9,17 @@ from rayft.report.tables import format_duration
 from rayft.sweep_file import dump_sweep
 
 _MOST_LABELS = 50
+_MACHINE = ("platform", "processor", "cpus", "memory_gb")
 
 
 def surroundings(facts: Facts) -> Section:
     """The data, the versions, the machine, and the files that hold them."""
     best, environment = facts.best or {}, facts.environment or {}
-    tables = [_data(facts), Table(["", ""], _search(facts), "Search")]
+    tables = [_data(facts), *_class_counts(facts), Table(["", ""], _search(facts), "Search")]
     versions = {**environment.get("packages", {}), **best.get("versions", {})}
     if "python" in environment:
         versions.setdefault("python", environment["python"])
-    machine = [[name, str(environment[name])] for name in ("platform", "cpus") if name in environment]
+    machine = [[name, str(environment[name])] for name in _MACHINE if name in environment]
     rows = [*machine, *([name, str(version)] for name, version in versions.items())]
     tables += [Table(["", ""], rows, "Machine and versions")] if rows else []
     raw = [("sweep.yaml", dump_sweep(facts.config))]
@@ -47,7 +48,19 @@ def _data(facts: Facts) -> Table:
         rows.append(["labels", str(len(labels)), ", ".join(map(str, labels[:_MOST_LABELS])) + more])
     if "max_length" in facts.config.rules.data_keys:
         rows.append(["longest row", f"{data.max_length} tokens", ""])
+    rows += [["note", "", note] for note in (facts.manifest or {}).get("notes", [])]
     return Table(["", "", ""], rows, "Data")
+
+
+def _class_counts(facts: Facts) -> list[Table]:
+    """Rows by class of each split, if an encoded split says so."""
+    splits = (facts.manifest or {}).get("splits", {})
+    counts = {name: split["classes"] for name, split in splits.items() if split.get("classes")}
+    if not counts:
+        return []
+    names = [*next(iter(counts.values()))]
+    rows = [[name, *(f"{own.get(name, 0):,}" for own in counts.values())] for name in names[:_MOST_LABELS]]
+    return [Table(["class", *counts], rows, "Rows by class", folded=True)]
 
 
 def _source(source: float | str | list[str]) -> str:
@@ -66,6 +79,7 @@ def _search(facts: Facts) -> list[list[str]]:
         ["trials", str(search.trials)],
         ["epochs at most", str(config.training.epochs)],
         ["time limit", format_duration(search.time_limit) if search.time_limit else "none"],
+        *([key, f"{hours:g}"] for key in ("core_hours", "gpu_hours") if (hours := getattr(search, key)) is not None),
         ["early stopping (ASHA)", asha],
     ]
     verified = (facts.best or {}).get("verification")
