@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rayft.cli_options import Overrides, SweepPath, located, run_name, shown_path
+from rayft.cli_options import Overrides, SweepPath, located, result_alone, run_name, shown_path
 from rayft.config import NO_CREDENTIALS, holds_credentials
 from rayft.errors import ClusterError, Fault, RayftError, RunError, UserError
 from rayft.sweep_file import load_sweep
@@ -42,6 +42,9 @@ def submit(
         str, typer.Option(help="install: the packages of this machine's versions; cluster: what the nodes have.")
     ] = "install",
     detach: Annotated[bool, typer.Option("--detach", help="Doesn't wait for the job to end.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For programs: the job as JSON on standard output, as with --detach.")
+    ] = False,
 ) -> None:
     """Runs a sweep as a job of a Ray cluster; Ctrl-C leaves it running."""
     if resume is not None:
@@ -54,13 +57,17 @@ def submit(
     from rayft.jobs.client import JobServer
 
     server = JobServer(address)
-    with located(file), package.packed(config, package.cluster_storage(config.storage), files) as packed:
+    place = package.cluster_storage(config.storage)
+    with result_alone(as_json), located(file), package.packed(config, place, files) as packed:
         for path, size in packed.files.items():
             typer.echo(f"  {size / 1e6:8.2f} MB  {path}")
         typer.echo(f"sending {packed.bytes / 1e6:.2f} MB to {server.address}")
         arguments = ["resume", resume] if resume else ["sweep", "sweep.yaml", "--name", run]
         command = package.entrypoint(*arguments, "--address", "auto")
         job_id = server.submit(command, package.runtime_env(packed, environment), run)  # type: ignore[arg-type]
+    if as_json:
+        typer.echo(json.dumps({"job": job_id, "run": resume or run, "storage": place, "address": server.address}))
+        return
     typer.echo(f"job {job_id}")
     if detach:
         typer.echo(_come_back(job_id, server))

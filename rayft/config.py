@@ -142,10 +142,11 @@ class SearchConfig(StrictModel):
             _is_objectives,
         ),
     ] = None
-    """The task's own if not given; of several, the first is what the winner is chosen by. See `SweepConfig.metric`."""
+    """What to search for, the task's own if not given; of a list, the first is what the winner is chosen by."""
     mode: Mode | None = None
-    """Follows from the metric if not given, and always where there are several; see `SweepConfig.modes`."""
+    """Follows from the metric if not given, and always where there are several."""
     trials: int = Field(16, ge=1)
+    """How many; `rayft resume --trials` adds more."""
     time_limit: Annotated[float | None, BeforeValidator(parse_duration)] = Field(None, gt=0)
     """Seconds, or 90s, 30m, 1h30m, from the command's start to the exported winner, as far as can be foreseen."""
     core_hours: float | None = Field(None, gt=0)
@@ -153,7 +154,9 @@ class SearchConfig(StrictModel):
     gpu_hours: float | None = Field(None, gt=0)
     """Hours of all GPUs that the workers hold, together; a shared GPU counts by its share."""
     seed: int = Field(0, ge=0, lt=2**31)
+    """Of what is drawn, held out, shuffled and initialised."""
     sampler: Literal["tpe", "random", "gp", "qmc"] = "tpe"
+    """Optuna's that proposes configurations."""
     start_with: list[dict[str, Value]] = Field(default_factory=list)
     """Configurations to try first; what one leaves out is sampled."""
     study: str | None = None
@@ -203,8 +206,11 @@ class ClusterConfig(StrictModel):
         int | Literal["auto"],
         must_be("an integer of at least 1, or auto", lambda v: v == "auto" or (type(v) is int and v >= 1)),
     ] = "auto"
+    """How many trials run side by side; auto takes what the cluster has room for."""
     workers_per_trial: int = Field(1, ge=1)
+    """Processes that train one trial together, on its share of each batch."""
     cpus_per_worker: int = Field(1, ge=1)
+    """Cores, and threads."""
     gpus_per_worker: Annotated[
         float | Literal["auto"], must_be("a fraction of one GPU, a whole number, or auto", _is_gpu_share)
     ] = "auto"
@@ -221,9 +227,11 @@ class SweepConfig(StrictModel):
     model: Annotated[str | list[str], must_be("a model as text, or a list of different ones to search", _is_models)]
     """Hub id or local folder; or a list of them, of which each trial draws one."""
     task: TaskName = "text-classification"
+    """What the model is for."""
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     search_space: dict[str, Domain] = Field(default_factory=dict)
+    """Hyperparameters and what each may be."""
     search: SearchConfig = SearchConfig()
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
     """null lets every trial train to its end."""

@@ -68,6 +68,7 @@ class DataConfig(StrictModel):
     max_length: int = Field(128, ge=4)
     """Tokens per row; what is longer is cut."""
     on_bad_row: Literal["error", "drop"] = "error"
+    """What to do where a row can't be used; dropped ones are counted."""
     sampling: Literal["shuffled", "stratified"] = "shuffled"
     """stratified gives each batch its share of every class; its price is more padding, from rows of unlike lengths."""
     class_weights: Literal["balanced"] | None = None

@@ -62,7 +62,9 @@ class Hyperparameters(StrictModel):
     """What one trial trains with: each value is fixed under `training` or drawn from `search_space`."""
 
     strategy: StrategyName = "full"
+    """What trains, and how."""
     learning_rate: float = Field(5e-5, gt=0)
+    """The highest; it rises over the warm-up and falls to 0 in a line."""
     batch_size: int = Field(16, ge=1)
     """Rows per optimiser step over all workers, whatever their number."""
     freeze_depth: int = Field(0, ge=0)
@@ -74,14 +76,19 @@ class Hyperparameters(StrictModel):
     adversarial_weight: float = Field(0.1, ge=0)
     """Weight of the loss of fooling the discriminator."""
     discriminator_learning_rate: float = Field(1e-3, gt=0)
+    """Of the discriminator that the adversarial strategy trains against."""
     lora_rank: int = Field(8, ge=1)
+    """Of the adapters of the lora strategy."""
     lora_alpha: float = Field(16.0, gt=0)
+    """What the adapters add is scaled by this over the rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what goes into the adapters."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled decay, not on biases and norms."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides every dropout of the model; without it the model's own stay."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of each target that is spread over all classes."""
     flip: bool = False
     """Half of the training images are mirrored."""
     crop: float = Field(0.0, ge=0, lt=1)

@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -572,3 +574,9 @@ def test_a_dump_reads_like_what_was_given() -> None:
     assert dump_sweep(load(MINIMAL + "search_space: {dropout: [0.1, 0.2]}\n")) == (
         "model: m\ndata:\n  train: t.csv\nsearch_space:\n  dropout:\n    choices:\n    - 0.1\n    - 0.2\n"
     )
+
+
+def test_the_page_of_all_keys_is_what_the_code_reads() -> None:
+    script = Path(__file__).parent.parent / "docs" / "keys.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

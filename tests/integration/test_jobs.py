@@ -125,11 +125,12 @@ def test_ctrl_c_leaves_the_job_and_a_stop_leaves_a_run_that_can_be_resumed(proje
 
     resume = re.search(r"--resume (\S+)", stopped)
     assert resume, stopped
-    options = ["--resume", resume[1], "--environment", "cluster", "--detach"]
-    again = project.rayft(*on(cluster, "submit", "long.yaml", *options))
-    follower = project.start(*on(cluster, "logs", job_of(again)))
+    options = ["--resume", resume[1], "--environment", "cluster", "--json"]
+    again = json.loads(project.rayft(*on(cluster, "submit", "long.yaml", *options)).splitlines()[-1])
+    assert again["run"] == resume[1]
+    follower = project.start(*on(cluster, "logs", again["job"]))
     wait_for_line(follower, "trial 0 epoch")
-    project.rayft(*on(cluster, "stop", job_of(again)))
+    project.rayft(*on(cluster, "stop", again["job"]))
     follower.communicate(timeout=120)
 
 

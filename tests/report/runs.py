@@ -59,7 +59,8 @@ def _run(study: SweepStudy, config: SweepConfig, trial: Trial) -> None:
     number, _ = study.ask()
     for epoch, value in enumerate(trial.values, 1):
         other = "loss" if config.metric != "loss" else "accuracy"
-        study.record_epoch(number, epoch, {config.metric: value, other: 1 - value}, seconds=trial.seconds)
+        point = (value, *(trial.seconds * epoch for _ in config.objectives[1:]))
+        study.record_epoch(number, epoch, {config.metric: value, other: 1 - value}, seconds=trial.seconds, point=point)
     if trial.end == "finish":
         study.finish(number, trial.reason)
     elif trial.end != "running":

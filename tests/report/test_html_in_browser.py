@@ -43,6 +43,31 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a regression for two objectives whose best were trained again: figures that others don't have."""
+    config = sweep(epochs=3, task="regression", search={"metric": ["spearman", "train_seconds"], "trials": 12})
+    trials = [Trial([0.5, 0.6 + 0.02 * index, 0.6], seconds=1.0 + index % 5) for index in range(12)]
+    own = [
+        {"trial": number, "params": {}, "values": [0.7, 0.75], "mean": 0.725, "searched": 0.8} for number in (11, 10)
+    ]
+    default = {"trial": None, "params": {}, "values": [0.5, 0.6], "mean": 0.55, "searched": None}
+    final = {"trial": 11, "configurations": own, "default": default, "words": ["trained again, and so on"]}
+    pairs = [[index / 50, index / 60 + 0.1] for index in range(100)]
+    best = best_of(12, 2, {"spearman": 0.75, "loss": 0.1}, final=final, pairs={"validation": pairs, "test": pairs})
+    return _written(make_run(tmp_path_factory.mktemp("numbers") / "run", config, trials, best))
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on rows with several labels."""
+    config = sweep(epochs=1, task="multi-label-classification")
+    own = classes(["a", "b", "c"], predicted=False)
+    best = best_of(0, 1, {"micro_f1": 0.9, "loss": 0.1}, classes={"validation": own, "test": own})
+    folder = make_run(tmp_path_factory.mktemp("labels") / "run", config, [Trial([0.9]), Trial([0.8])], best)
+    return _written(folder)
+
+
+@pytest.fixture(scope="module")
 def least(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run that has just begun."""
     return _written(make_run(tmp_path_factory.mktemp("least") / "run", sweep(), [Trial([], "running")]))
@@ -59,14 +84,23 @@ def figures_of(browser: Browser) -> int:
     return count
 
 
+OWN_FIGURES = {
+    "whole": {"confusion-figure", "models-score"},
+    "numbers": {"residuals-figure", "front-train_seconds", "repeats-figure"},
+    "labels": {"scores-figure"},
+}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("page", OWN_FIGURES)
 def test_every_figure_is_drawn_without_errors_requests_or_a_wide_page(
-    browser: Browser, whole: Path, width: int, scheme: str
+    browser: Browser, page: str, width: int, scheme: str, request: pytest.FixtureRequest
 ) -> None:
-    browser.open(whole, width, scheme=scheme)
+    browser.open(request.getfixturevalue(page), width, scheme=scheme)
     drawn = browser.run(DRAWN)
-    assert len(drawn) == figures_of(browser) >= 17
+    assert len(drawn) == figures_of(browser) >= (17 if page == "whole" else 5)
+    assert {name for name, *_ in drawn} >= OWN_FIGURES[page]
     for name, own_width, height, marks in drawn:
         assert own_width > 200 and height > 150 and marks > 0, name
     assert browser.errors() == []
