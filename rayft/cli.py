@@ -150,7 +150,7 @@ def check(
 ) -> None:
     """Reads the data, maps the model's layers, reports all that can be wrong, and forecasts time and memory."""
     config = load_sweep(file, overrides)
-    from rayft.report.check import check_facts, print_check
+    from rayft.check.check import check_facts, print_check
     from rayft.report.tables import output_console
 
     if not as_json:

@@ -218,7 +218,7 @@ def test_every_error_has_its_exit_status(
         raise error
 
     (folder / "a.yaml").write_text(SWEEP)
-    monkeypatch.setattr("rayft.report.check.print_check", fail)
+    monkeypatch.setattr("rayft.check.check.print_check", fail)
     assert exit_status(["check", "a.yaml"]) == status
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -231,7 +231,7 @@ def test_a_bug_is_no_user_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         raise AssertionError("our own")
 
     (folder / "a.yaml").write_text(SWEEP)
-    monkeypatch.setattr("rayft.report.check.print_check", fail)
+    monkeypatch.setattr("rayft.check.check.print_check", fail)
     monkeypatch.setattr(sys, "argv", ["rayft", "check", "a.yaml"])
     with pytest.raises(AssertionError, match="our own"):
         cli.main()

@@ -11,12 +11,12 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from rayft.check.probes import block_clock, saved_bytes, timed
 from rayft.config import STRATEGIES, Hyperparameters, StrategyName, SweepConfig
 from rayft.data.batches import eval_batches, train_batches
 from rayft.data.encoded import EncodedSplit
 from rayft.models.layers import LayerMap
 from rayft.models.load import quiet
-from rayft.report.probes import block_clock, saved_bytes, timed
 from rayft.sweep.group_spec import group_spec
 from rayft.sweep.loaded_model import LoadedModel, LoadedModels
 from rayft.tasks import get_task

@@ -11,10 +11,10 @@ import psutil
 import torch
 
 from rayft import imports
+from rayft.check.expected_epochs import epochs_per_trial
+from rayft.check.measure import ModelCost
+from rayft.check.trainable import Trainable
 from rayft.config import FinalConfig, Hyperparameters, SweepConfig
-from rayft.report.early_stopping import epochs_per_trial
-from rayft.report.measure import ModelCost
-from rayft.report.trainable import Trainable
 from rayft.search_space import model_of, resolve, suggest
 from rayft.strategies import get_strategy
 from rayft.strategies.base import with_freeze_depth

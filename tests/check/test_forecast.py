@@ -15,11 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from rayft.config import EarlyStoppingConfig, Hyperparameters, SearchConfig, SweepConfig, TaskName
-from rayft.errors import ModelError
-from rayft.report.check import check_facts, print_check
-from rayft.report.early_stopping import expected_epochs, passing
-from rayft.report.forecast import (
+from rayft.check.check import check_facts, print_check
+from rayft.check.expected_epochs import expected_epochs, passing
+from rayft.check.forecast import (
     CONSTANT_SECONDS,
     Forecast,
     Machine,
@@ -29,8 +27,10 @@ from rayft.report.forecast import (
     sweep_seconds,
     worker_bytes,
 )
-from rayft.report.measure import ModelCost, StepCost
-from rayft.report.trainable import count_trainable, trainable_parts
+from rayft.check.measure import ModelCost, StepCost
+from rayft.check.trainable import count_trainable, trainable_parts
+from rayft.config import EarlyStoppingConfig, Hyperparameters, SearchConfig, SweepConfig, TaskName
+from rayft.errors import ModelError
 from rayft.strategies import get_strategy
 from rayft.strategies.base import with_freeze_depth
 from rayft.sweep.scheduler import make_scheduler, replay
@@ -308,7 +308,7 @@ def test_check_shows_what_trains_and_forecasts_the_sweep(project: SweepConfig) -
 
 
 def test_without_a_forecast_nothing_is_timed(project: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayft.report.check.measure", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("rayft.check.check.measure", lambda *_: pytest.fail("timed"))
     text = printed(project, forecasts=False)
     assert "what trains of the model" in text
     assert "on this machine" not in text
@@ -351,8 +351,8 @@ def test_the_sweep_s_limits_count(project: SweepConfig, limits: dict[str, float]
 def test_a_model_that_the_memory_can_t_hold_is_not_loaded(
     project: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayft.report.check.measure", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr("rayft.report.check.free_memory", lambda _: 1000)
+    monkeypatch.setattr("rayft.check.check.measure", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("rayft.check.check.free_memory", lambda _: 1000)
     text = printed(project)
     assert "warning: a worker needs more than 0 GB, which isn't free here: no forecast" in text
     assert "on this machine" not in text

@@ -11,6 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rayft.check.forecast import Forecast, forecast
+from rayft.check.measure import ModelCost, free_memory, measure
+from rayft.check.trainable import Trainable, trainable_parts
 from rayft.config import (
     SOME_STRATEGIES_ONLY,
     STRATEGY_HYPERPARAMETERS,
@@ -27,11 +30,8 @@ from rayft.data.splits import Rows, Splits
 from rayft.errors import SWEEP_FILE, ClusterError
 from rayft.models.layers import LayerMap
 from rayft.models.load import load_preprocessor, load_skeleton
-from rayft.report.forecast import Forecast, forecast
 from rayft.report.loggers import check_installed
-from rayft.report.measure import ModelCost, free_memory, measure
 from rayft.report.tables import format_value
-from rayft.report.trainable import Trainable, trainable_parts
 from rayft.sweep.preflight import check_model
 from rayft.sweep.read_data import read_data
 from rayft.tasks import get_task

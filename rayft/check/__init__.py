@@ -1,0 +1,1 @@
+"""What `rayft check` tells of a sweep before any trial runs."""
