@@ -178,18 +178,19 @@ def sweep_seconds(
         costs: What was timed, by model.
         drawn: Configurations, of which a trial has any.
         groups: Trials side by side.
-        limit: Seconds after which the search ends.
+        limit: Seconds after which it has to end.
         stops: Whether ASHA stops trials early.
         cached: Whether what frozen blocks give is in the cache.
     """
     mean = sum(epoch_seconds(config, costs[model], hp, cached=cached) for model, hp in drawn) / len(drawn)
     epochs = epochs_per_trial(config) if stops else config.training.epochs
     trials = config.search.trials
-    search = min(limit, max(trials / groups, 1.0) * (epochs * mean + TRIAL_SECONDS))
+    search = max(trials / groups, 1.0) * (epochs * mean + TRIAL_SECONDS)
     again = config.final if isinstance(config.final, FinalConfig) else FinalConfig()
     last = (again.top + 1) * again.seeds * config.training.epochs * mean
     takes_last = isinstance(config.final, FinalConfig) or (config.final == "auto" and last <= CHEAP * search * groups)
-    return CONSTANT_SECONDS + search + (last / groups if takes_last else 0.0)
+    whole = CONSTANT_SECONDS + search + (last / groups if takes_last else 0.0)
+    return min(whole, max(limit, CONSTANT_SECONDS))
 
 
 def epoch_seconds(config: SweepConfig, cost: ModelCost, hp: Hyperparameters, *, cached: bool) -> float:

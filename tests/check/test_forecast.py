@@ -214,7 +214,9 @@ def test_early_stopping_and_the_cache_take_less() -> None:
 def test_a_time_limit_and_a_last_stage_count() -> None:
     changes: dict[str, Any] = {"training": {"epochs": 2}, "early_stopping": None}
     trials = sweep(search={"trials": 9}, **changes)
-    assert seconds(trials, limit=3) == pytest.approx(3)
+    assert seconds(trials, limit=CONSTANT_SECONDS + 3) == pytest.approx(3)
+    assert seconds(sweep(search={"trials": 9}, final={}, **changes), limit=CONSTANT_SECONDS + 3) == pytest.approx(3)
+    assert seconds(trials, limit=1) == 0, "nothing is faster than its start and end"
     again = seconds(sweep(search={"trials": 9}, final={"top": 2, "seeds": 3}, **changes)) / seconds(trials)
     assert 1.7 < again < 2, "nine trials more, which leave no time between them"
     assert seconds(sweep(search={"trials": 9}, final="auto", **changes)) == pytest.approx(seconds(trials))
