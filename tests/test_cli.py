@@ -144,6 +144,23 @@ def test_what_the_data_lacks_is_told_with_the_line_of_the_sweep_file(
     assert "there is no column 'body'" in fault
 
 
+def test_check_names_what_is_wrong_with_the_data_and_with_every_model(
+    folder: Path, model_folder: Callable[[str], Path]
+) -> None:
+    (folder / "t.csv").write_text("text,label\n" + "".join(f"{word},{n % 2}\n" for n, word in enumerate(WORDS)))
+    (folder / "broken").mkdir()
+    (folder / "a.yaml").write_text(
+        f"model: [{model_folder('bert')}, broken]\n"
+        "data:\n  train: t.csv\n  columns: {text: body}\n"
+        "training: {strategy: partial}\n"
+        "search_space: {freeze_depth: [1, 99]}\n"
+    )
+    found = refused("check", "a.yaml")
+    for words in ("there is no column 'body'", "must be <= 3, the number of blocks of", "broken"):
+        assert any(words in fault for fault in found), words
+    assert len(found) == 3
+
+
 def test_a_ray_client_address(folder: Path, model_folder: Callable[[str], Path]) -> None:
     (folder / "t.csv").write_text("text,label\n" + "".join(f"{word},{n % 2}\n" for n, word in enumerate(WORDS)))
     (folder / "a.yaml").write_text(f"model: {model_folder('bert')}\ndata: {{train: t.csv}}\n")

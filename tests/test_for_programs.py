@@ -125,7 +125,9 @@ def test_errors_of_every_command_are_on_standard_error(arguments: list[str], cap
     assert exit_status(*arguments, "--json") == 2
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("rayft: 1 fault in the input\n")
+    assert shown.err.startswith(
+        "rayft: 2 faults in the input\n" if arguments[0] == "check" else "rayft: 1 fault in the"
+    )
 
 
 def test_an_export_s_result_is_one_document(

@@ -1,10 +1,11 @@
 """What `rayft check` finds: the data, the layer map and the search space, as a sweep would take them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich import box
@@ -27,7 +28,7 @@ from rayft.data.encode import encode_splits
 from rayft.data.encoded import EncodedData, EncodedSplit
 from rayft.data.quality import class_counts
 from rayft.data.splits import Rows, Splits
-from rayft.errors import SWEEP_FILE, ClusterError
+from rayft.errors import SWEEP_FILE, ClusterError, Fault, UserError
 from rayft.models.layers import LayerMap
 from rayft.models.load import load_preprocessor, load_skeleton
 from rayft.report.loggers import check_installed
@@ -35,6 +36,11 @@ from rayft.report.tables import format_value
 from rayft.sweep.preflight import check_model
 from rayft.sweep.read_data import read_data
 from rayft.tasks import get_task
+
+Result = TypeVar("Result")
+
+ANY_LABELS = ("0", "1")
+"""What a model is looked at with where the data doesn't say what its classes are."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,9 @@ def print_check(config: SweepConfig, console: Console, forecasts: bool = True) -
         forecasts: Whether to time the models, and to forecast the sweep from that.
 
     Raises:
-        UserError: Something is wrong; with all faults of the data, or of the model.
+        UserError: Something is wrong; with all faults of the data and of the models.
     """
-    check_installed(config, SWEEP_FILE)
-    config, splits = read_data(config)
-    models = _check_models(config, splits)
+    config, splits, models = _examine(config)
     encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
     console.print(_data_table(splits))
     for note in (*config.notes, *splits.notes):
@@ -109,9 +113,7 @@ def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
     Raises:
         UserError: As `print_check`.
     """
-    check_installed(config, SWEEP_FILE)
-    config, splits = read_data(config)
-    models = _check_models(config, splits)
+    config, splits, models = _examine(config)
     encoded = {model: _encode(config, splits, model, reader, forecasts) for model, reader in models.items()}
     found, _ = _forecast(config, models, encoded)
     return {
@@ -131,15 +133,38 @@ def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
     }
 
 
-def _check_models(config: SweepConfig, splits: Splits) -> dict[str, _Reader]:
-    task = get_task(config.task)
-    preprocessors = {model: load_preprocessor(model, task) for model in config.models}
-    return {model: _check_model(config, model, splits, preprocessors[model]) for model in config.models}
+def _examine(config: SweepConfig) -> tuple[SweepConfig, Splits, dict[str, _Reader]]:
+    """Reads data and models; what is wrong with one doesn't hide what is wrong with another.
+
+    Returns:
+        The sweep for the task that its data turned out to be for, the rows, and the models.
+
+    Raises:
+        UserError: All that is wrong.
+    """
+    faults: list[Fault] = []
+
+    def attempt(step: Callable[[], Result]) -> Result | None:
+        try:
+            return step()
+        except UserError as error:
+            faults.extend(error.faults)
+            return None
+
+    attempt(lambda: check_installed(config, SWEEP_FILE))
+    read = attempt(lambda: read_data(config))
+    found, names = (read[0], read[1].label_names) if read else (config, ANY_LABELS)
+    readers = {model: attempt(partial(_check_model, found, model, names)) for model in found.models}
+    if faults:
+        raise UserError(list(dict.fromkeys(faults)))
+    assert read is not None
+    return *read, {model: reader for model, reader in readers.items() if reader is not None}
 
 
-def _check_model(config: SweepConfig, model: str, splits: Splits, preprocessor: Any) -> _Reader:
-    layers = check_model(config, model, splits.label_names)
-    skeleton = load_skeleton(model, get_task(config.task), splits.label_names)
+def _check_model(config: SweepConfig, model: str, label_names: Sequence[str]) -> _Reader:
+    preprocessor = load_preprocessor(model, get_task(config.task))
+    layers = check_model(config, model, label_names)
+    skeleton = load_skeleton(model, get_task(config.task), label_names)
     return _Reader(preprocessor, layers, trainable_parts(config, model, skeleton, layers))
 
 
