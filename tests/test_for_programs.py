@@ -125,9 +125,8 @@ def test_errors_of_every_command_are_on_standard_error(arguments: list[str], cap
     assert exit_status(*arguments, "--json") == 2
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(
-        "rayft: 2 faults in the input\n" if arguments[0] == "check" else "rayft: 1 fault in the"
-    )
+    faults = "2 faults" if arguments[0] == "check" else "1 fault"  # neither data nor model is there
+    assert shown.err.startswith(f"rayft: {faults} in the input\n")
 
 
 def test_an_export_s_result_is_one_document(

@@ -561,12 +561,16 @@ def test_a_trial_that_was_stopped_keeps_its_objectives(open_study: OpenStudy) ->
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
 def test_every_sampler_proposes_for_several_objectives(open_study: OpenStudy, sampler: str) -> None:
-    study = open_study(sweep(epochs=1, search={"metric": BOTH, "sampler": sampler, "trials": 30}))
-    for index in range(16):
+    study = open_study(sweep(epochs=2, search={"metric": BOTH, "sampler": sampler, "trials": 30}))
+    for index in range(24):
         number, params = study.ask()
         if index % 5 == 4:
             study.fail(number, "diverged", "the loss is nan")
             continue
-        study.record_epoch(number, 1, metrics(quality(params)), 1.0, point=(quality(params), float(index % 3)))
+        for epoch in range(1, 2 if index % 3 else 3):  # early stopping lets one in three go on
+            point = (quality(params), float(epoch * (index % 4)))
+            study.record_epoch(number, epoch, metrics(point[0]), 1.0, point=point)
         study.finish(number)
-    assert {record.state for record in study.records()} == {"complete", "failed"}
+    proposed = {record.number: record.params for record in study.records()}
+    assert len(proposed) == 24 and len({str(params) for params in proposed.values()}) > 20
+    assert {record.state for record in study.records()} == {"complete", "pruned", "failed"}
