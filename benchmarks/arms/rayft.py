@@ -15,8 +15,8 @@ RAYFT = str(Path(sys.executable).parent / "rayft")
 
 MANY_TRIALS = 10_000
 """More than any time limit allows."""
-RESERVE_SECONDS = 15.0
-"""What a time budget leaves for rayft's start, its last epoch and the export: search.time_limit is this much less."""
+RESERVE_SECONDS = 3.0
+"""What a time budget leaves for starting and ending the process: search.time_limit is this much less."""
 
 
 def sweep_file(job: Job) -> dict[str, Any]:
