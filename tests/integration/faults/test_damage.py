@@ -65,7 +65,7 @@ def test_a_damaged_file_is_recovered_or_named(
 @pytest.mark.fault("a metric that is none", count=8)
 def test_a_strange_metric_fails_its_trial_alone(struck: Struck) -> None:
     struck.project.write_sweep("strange", training={"epochs": 1, "batch_size": 8}, search={"trials": 9})
-    process = struck.start("sweep", "strange.yaml", at="rayft.training.loop:compute_metrics:after:0", do="metrics")
+    process = struck.start("sweep", "strange.yaml", at="rayft.tasks.classes:ClassTask.metrics:after:0", do="metrics")
     status, output = struck.finish(process)
     assert status == 0, output
     trials = sorted(struck.project.trials("strange"), key=lambda trial: trial["number"])
