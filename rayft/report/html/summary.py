@@ -167,13 +167,13 @@ def _metrics(facts: Facts) -> Table:
     test = None if best is None else best["test"]
     repeated = best is not None and best.get("final") is not None
     own = best["validation"] if best is not None and repeated else first.metrics
-    columns = ["metric", f"validation, trial {best['trial']}" if best is not None and repeated else "validation"]
+    columns = ["metric", f"trial {best['trial']}" if best is not None and repeated else "validation"]
     columns += ["test"] if test is not None else []
     others = [first, _second(facts)] if repeated and len(facts.scored) > 1 else [first] if repeated else []
     if not repeated and len(facts.scored) > 1:
         others = [_second(facts)]
-    columns += [f"validation, trial {other.number} as searched" for other in others]
-    columns += ["validation, median"] if len(facts.scored) > 1 else []
+    columns += [f"trial {other.number} as searched" for other in others]
+    columns += ["median"] if len(facts.scored) > 1 else []
     rows = []
     for name in sorted(own, key=lambda name: name != facts.config.metric):
         row = [name, number(own[name])] + ([number(test.get(name))] if test is not None else [])
@@ -181,7 +181,7 @@ def _metrics(facts: Facts) -> Table:
         if len(facts.scored) > 1:
             row.append(number(median(record.metrics[name] for record in facts.scored if name in record.metrics)))
         rows.append(row)
-    return Table(columns, rows, "Scores")
+    return Table(columns, rows, "Scores, on validation but for test" if test is not None else "Scores on validation")
 
 
 def trials(facts: Facts) -> Section:
