@@ -81,6 +81,8 @@ class WorkerGroups:
         starts = itertools.count(1)
         while restart:
             reason = self._fit(slot, f"group-{slot}-{next(starts)}")
+            if self._stopping:  # Ray may be shut down by now, and would end the process that still talks to it
+                return
             try:
                 restart = ray.get(self._exchange.group_ended.remote(slot, reason))
             except RayError:  # the exchange is gone, and the sweep with it
