@@ -24,10 +24,9 @@ from rayft.config import (
     SweepConfig,
     as_list,
 )
-from rayft.data.encode import encode_splits
+from rayft.data.encode import encode_splits, named_class_counts
 from rayft.data.encoded import EncodedData, EncodedSplit
-from rayft.data.quality import class_counts
-from rayft.data.splits import Rows, Splits
+from rayft.data.splits import Splits
 from rayft.errors import SWEEP_FILE, ClusterError, Fault, UserError
 from rayft.models.layers import LayerMap
 from rayft.models.load import load_preprocessor, load_skeleton
@@ -124,7 +123,8 @@ def check_facts(config: SweepConfig, forecasts: bool = True) -> dict[str, Any]:
         "trials": config.search.trials,
         "epochs": config.training.epochs,
         "data": {
-            name: {"rows": len(rows), "classes": _class_counts(rows, splits)} for name, rows in splits.present().items()
+            name: {"rows": len(rows), "classes": named_class_counts(rows, splits)}
+            for name, rows in splits.present().items()
         },
         "notes": [*config.notes, *splits.notes],
         "models": {model: _model_facts(reader, encoded[model]) for model, reader in models.items()},
@@ -212,12 +212,6 @@ def _lengths(split: EncodedSplit) -> dict[str, int]:
     return {"rows": len(split), **{name: int(n) for name, n in figures.items()}, "longest": int(split.lengths.max())}
 
 
-def _class_counts(rows: Rows, splits: Splits) -> dict[str, int]:
-    """Rows of each class; none where rows have no classes, or no labels."""
-    names = splits.label_names
-    return {} if rows.labels is None or not names else dict(zip(names, class_counts(rows.labels, names), strict=True))
-
-
 def _parts(layers: LayerMap) -> list[tuple[str, tuple[str, ...], int | None]]:
     """Each part of a model: its name, its parameters, and the least `freeze_depth` that freezes it."""
     blocks = [(f"block {depth}", names, depth) for depth, names in enumerate(layers.blocks, start=1)]
@@ -228,7 +222,7 @@ def _parts(layers: LayerMap) -> list[tuple[str, tuple[str, ...], int | None]]:
 def _data_table(splits: Splits) -> Table:
     table = _table("split", "rows", *splits.label_names)
     for name, rows in splits.present().items():
-        table.add_row(name, str(len(rows)), *map(str, _class_counts(rows, splits).values()))
+        table.add_row(name, str(len(rows)), *map(str, named_class_counts(rows, splits).values()))
     return table
 
 

@@ -52,7 +52,7 @@ def encode_splits(splits: Splits, task: "Task", preprocessor: Any, config: DataC
     for split, rows in splits.present().items():
         summary = _write_split(task.encode(rows, preprocessor, config, facts), folder / f"{split}.arrow")
         summaries[split] = {"columns": summary.columns, "rows": summary.rows, "tokens": summary.tokens}
-        summaries[split] |= {"truncated": summary.truncated, "classes": _classes(rows, splits)}
+        summaries[split] |= {"truncated": summary.truncated, "classes": named_class_counts(rows, splits) or None}
         if not summary.rows:
             rule = f"none of its {len(rows)} rows has a token to be predicted within data.max_length"
             faults.append(Fault(split, f"{rule} {config.max_length}", f"data.{split}"))
@@ -92,11 +92,10 @@ class _Summary:
     empty: list[int] = field(default_factory=list)
 
 
-def _classes(rows: Rows, splits: Splits) -> dict[str, int] | None:
-    """How many rows, or words, there are of each class; None where there are no classes."""
-    if rows.labels is None or not splits.label_names:
-        return None
-    return dict(zip(splits.label_names, class_counts(rows.labels, splits.label_names), strict=True))
+def named_class_counts(rows: Rows, splits: Splits) -> dict[str, int]:
+    """Rows, or words, of each class; none where rows have no classes, or no labels."""
+    names = splits.label_names
+    return {} if rows.labels is None or not names else dict(zip(names, class_counts(rows.labels, names), strict=True))
 
 
 def _write_split(encoded: "Iterator[Encoded]", path: Path) -> _Summary:

@@ -158,9 +158,9 @@ def _front(best: Mapping[str, Any]) -> str:
         return ""
     names = [*best["objectives"]]
     rows = [[one["trial"], *(f"{one['objectives'][name]:.4f}" for name in names)] for one in best["front"]]
-    timed = "" if best["latency_ms"] is None else f" This model takes {best['latency_ms']:.2f} ms for one row."
+    timed = "" if best["latency_ms"] is None else f"This model takes {best['latency_ms']:.2f} ms for one row."
     text = f"The search was for {' and '.join(names)}. No trial beats one of these in all:"
-    return f"\n{text}\n\n{_table(['trial', *names], rows)}\n\n{timed.strip()}\n"
+    return f"\n{text}\n\n{_table(['trial', *names], rows)}\n\n{timed}\n"
 
 
 def _final(best: Mapping[str, Any]) -> str:

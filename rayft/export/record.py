@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rayft.config import Columns, SweepConfig, TaskName
 from rayft.errors import Fault, ModelError
-from rayft.sweep.ranking import pareto_front
+from rayft.sweep.ranking import search_front
 from rayft.sweep.trial_record import TrialRecord
 
 RECORD = "rayft.json"
@@ -24,10 +24,9 @@ def front_record(config: SweepConfig, records: Sequence[TrialRecord]) -> list[di
     """
     if len(config.objectives) == 1:
         return None
-    search = [record for record in records if record.role == "search"]
     return [
         {"trial": record.number, "params": record.params, "objectives": record.objectives(config.metric)}
-        for record in pareto_front(search, config.modes)
+        for record in search_front(records, config.modes)
     ]
 
 

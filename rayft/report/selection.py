@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rayft.config import SweepConfig
 from rayft.report.tables import ranked
 from rayft.search_space import resolve
-from rayft.sweep.ranking import pareto_front
+from rayft.sweep.ranking import search_front
 from rayft.sweep.trial_record import TrialRecord
 
 
@@ -29,7 +29,7 @@ class Selection:
 
     def of(self, records: Sequence[TrialRecord], config: SweepConfig) -> list[TrialRecord]:
         """The trials that are wanted, the best first."""
-        on_front = front_of(records, config)
+        on_front = front_of(records, config) if self.front else frozenset()
         wanted = [
             record
             for record in ranked(records, config.modes)
@@ -54,8 +54,7 @@ class Selection:
 
 def front_of(records: Sequence[TrialRecord], config: SweepConfig) -> frozenset[int]:
     """The numbers of the search's trials that no other one beats in all objectives; of one, the best one's."""
-    search = [record for record in records if record.role == "search"]
-    return frozenset(record.number for record in pareto_front(search, config.modes))
+    return frozenset(record.number for record in search_front(records, config.modes))
 
 
 def strategy_of(record: TrialRecord, config: SweepConfig) -> str:

@@ -60,3 +60,8 @@ def pareto_front(records: "Iterable[TrialRecord]", modes: "Sequence[Mode]") -> "
         if not any(dominates(one.point, record.point, modes) or one.point == record.point for one in front):
             front.append(record)
     return front
+
+
+def search_front(records: "Iterable[TrialRecord]", modes: "Sequence[Mode]") -> "list[TrialRecord]":
+    """The Pareto front of the search's trials, without those of the last stage."""
+    return pareto_front((record for record in records if record.role == "search"), modes)

@@ -4,11 +4,10 @@ from statistics import median
 
 from rayft.config import MODEL
 from rayft.report.html.facts import Facts
+from rayft.report.html.front import dots, ring
 from rayft.report.html.parts import (
     NONE_SCORED,
     SERIES,
-    STATE_COLORS,
-    STATE_SYMBOLS,
     SYMBOLS,
     Figure,
     Layout,
@@ -116,11 +115,8 @@ def cost(facts: Facts) -> Section:
     if not facts.scored:
         return Section("cost", title, missing=NONE_SCORED)
     front = pareto(facts)
-    traces = [trace for state in ("complete", "pruned", "running") if (trace := _dots(facts, state))]
-    line: Trace = {"type": "scatter", "mode": "lines+markers", "name": "best for the time", "line": {"shape": "hv"}}
-    line["line"] |= {"color": "@ink", "width": 1.5, "dash": "dot"}
-    line |= {"x": [r.seconds for r in front], "y": [r.value for r in front], "hoverinfo": "skip"}
-    line["marker"] = {"symbol": "circle-open", "size": 15, "color": "@ink", "line": {"width": 1.5}}
+    traces = dots(facts, lambda record: record.seconds, "%{x:.1f} s, %{text}<extra></extra>")
+    line = ring(front, lambda record: record.seconds, "best for the time")
     seconds = [record.seconds for record in facts.scored]
     values = [record.value for record in facts.scored if record.value is not None]
     layout = {
@@ -143,24 +139,3 @@ def pareto(facts: Facts) -> list[TrialRecord]:
         if value is not None and (last is None or is_better(value, last, facts.config.mode)):
             front.append(record)
     return front
-
-
-def _dots(facts: Facts, state: str) -> Trace | None:
-    records = [record for record in facts.scored if record.state == state]
-    if not records:
-        return None
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": state,
-        "x": [record.seconds for record in records],
-        "y": [record.value for record in records],
-        "trials": [record.number for record in records],
-        "hovertemplate": "%{x:.1f} s, %{text}<extra></extra>",
-        "marker": {
-            "color": STATE_COLORS[state],
-            "symbol": STATE_SYMBOLS[state],
-            "size": dot_size(len(facts.scored)),
-            "opacity": 0.85,
-        },
-    }

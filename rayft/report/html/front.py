@@ -1,6 +1,6 @@
 """The Pareto front of a search with several objectives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rayft.report.html.facts import Facts
 from rayft.report.html.parts import (
@@ -47,17 +47,17 @@ def front(facts: Facts) -> Section | None:
 def _figure(facts: Facts, name: str, front: Sequence[TrialRecord]) -> Figure:
     """The first objective against another one."""
     first = facts.config.metric
-    states = ("complete", "pruned", "running")
-    traces = [_dots(facts, state, name) for state in states if any(r.state == state for r in facts.scored)]
+    hover = "%{hovertext}<br>%{text}<extra></extra>"
+    traces = dots(facts, lambda record: record.measured[name], hover)
+    for trace in traces:
+        own = [record for record in facts.scored if record.state == trace["name"]]
+        trace["hovertext"] = [format_scores(record.objectives(first)) for record in own]
     ringed = sorted(front, key=lambda record: record.measured[name])
-    # Of three objectives, two alone have a smaller front, which is no line through all of it.
-    mode = "lines+markers" if len(facts.config.objectives) == 2 else "markers"
-    line: Trace = {"type": "scatter", "mode": mode, "name": "the front", "hoverinfo": "skip"}
-    # Between two of them the front is what is reached for certain, which is no straight line.
-    lower = facts.config.modes[facts.config.objectives.index(name)] == "min"
-    line["line"] = {"color": "@ink", "width": 1.5, "dash": "dot", "shape": "hv" if lower else "vh"}
-    line |= {"x": [r.measured[name] for r in ringed], "y": [r.value for r in ringed]}
-    line["marker"] = {"symbol": "circle-open", "size": 15, "color": "@ink", "line": {"width": 1.5}}
+    line = ring(ringed, lambda record: record.measured[name], "the front")
+    if facts.config.modes[facts.config.objectives.index(name)] == "max":
+        line["line"]["shape"] = "vh"
+    if len(facts.config.objectives) > 2:  # of which two alone have a smaller front, so no line goes through all of it
+        line["mode"] = "markers"
     costs = [record.measured[name] for record in facts.scored]
     values = [record.value for record in facts.scored if record.value is not None]
     layout = {
@@ -67,21 +67,29 @@ def _figure(facts: Facts, name: str, front: Sequence[TrialRecord]) -> Figure:
     return Figure(f"front-{name}", f"{first} against {name}", [*traces, line], layout, 420)
 
 
-def _dots(facts: Facts, state: str, name: str) -> Trace:
-    records = [record for record in facts.scored if record.state == state]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": state,
-        "x": [record.measured[name] for record in records],
-        "y": [record.value for record in records],
-        "trials": [record.number for record in records],
-        "hovertext": [format_scores(record.objectives(facts.config.metric)) for record in records],
-        "hovertemplate": "%{hovertext}<br>%{text}<extra></extra>",
-        "marker": {
-            "color": STATE_COLORS[state],
-            "symbol": STATE_SYMBOLS[state],
-            "size": dot_size(len(facts.scored)),
-            "opacity": 0.85,
-        },
-    }
+def dots(facts: Facts, x: Callable[[TrialRecord], float], hover: str) -> list[Trace]:
+    """The trials that can win by score and something else, a trace for each state.
+
+    Args:
+        facts: The run.
+        x: What they are placed by.
+        hover: What is said where one is pointed at, as plotly's `hovertemplate`.
+    """
+    traces: list[Trace] = []
+    for state in ("complete", "pruned", "running"):
+        records = [record for record in facts.scored if record.state == state]
+        marker = {"color": STATE_COLORS[state], "symbol": STATE_SYMBOLS[state], "opacity": 0.85}
+        trace: Trace = {"type": "scatter", "mode": "markers", "name": state, "hovertemplate": hover}
+        trace |= {"x": [x(record) for record in records], "y": [record.value for record in records]}
+        trace |= {"trials": [r.number for r in records], "marker": {**marker, "size": dot_size(len(facts.scored))}}
+        traces += [trace] if records else []
+    return traces
+
+
+def ring(records: Sequence[TrialRecord], x: Callable[[TrialRecord], float], name: str) -> Trace:
+    """Rings around trials of a front, and steps from one to the next: what lies between is no straight line."""
+    trace: Trace = {"type": "scatter", "mode": "lines+markers", "name": name, "hoverinfo": "skip"}
+    trace["line"] = {"shape": "hv", "color": "@ink", "width": 1.5, "dash": "dot"}
+    trace |= {"x": [x(record) for record in records], "y": [record.value for record in records]}
+    trace["marker"] = {"symbol": "circle-open", "size": 15, "color": "@ink", "line": {"width": 1.5}}
+    return trace

@@ -169,9 +169,7 @@ def _metrics(facts: Facts) -> Table:
     own = best["validation"] if best is not None and repeated else first.metrics
     columns = ["metric", f"trial {best['trial']}" if best is not None and repeated else "validation"]
     columns += ["test"] if test is not None else []
-    others = [first, _second(facts)] if repeated and len(facts.scored) > 1 else [first] if repeated else []
-    if not repeated and len(facts.scored) > 1:
-        others = [_second(facts)]
+    others = ([first] if repeated else []) + ([_second(facts)] if len(facts.scored) > 1 else [])
     columns += [f"trial {other.number} as searched" for other in others]
     columns += ["median"] if len(facts.scored) > 1 else []
     rows = []
